@@ -1,0 +1,57 @@
+"""optnet turns an optimization algorithm into a neural network."""
+
+from optnet.algorithms import find_algorithm, list_algorithms
+from optnet.emitting import Call, LayerFactory
+from optnet.errors import (
+    AlgorithmError,
+    CheckpointError,
+    ConfigError,
+    DataError,
+    ModelError,
+    OperatorError,
+    ProgramError,
+    RequestError,
+    ShapeError,
+    TraceError,
+)
+from optnet.network import Network
+from optnet.program import Apply, Combine, Program
+from optnet.symbols import Iterate, Operator, identity
+from optnet.tracing import Algorithm, algorithm, trace
+from optnet.unroll import Coefficient, Unrolled, coefficients, unroll
+from optnet.version import __version__
+from optnet.zoo import create_model, list_models
+
+__all__ = [
+    "Algorithm",
+    "AlgorithmError",
+    "Apply",
+    "Call",
+    "CheckpointError",
+    "Coefficient",
+    "Combine",
+    "ConfigError",
+    "DataError",
+    "Iterate",
+    "LayerFactory",
+    "ModelError",
+    "Network",
+    "Operator",
+    "OperatorError",
+    "Program",
+    "ProgramError",
+    "RequestError",
+    "ShapeError",
+    "TraceError",
+    "Unrolled",
+    "__version__",
+    "algorithm",
+    "coefficients",
+    "create_model",
+    "find_algorithm",
+    "identity",
+    "list_algorithms",
+    "list_models",
+    "trace",
+    "unroll",
+]

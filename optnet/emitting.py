@@ -1,0 +1,221 @@
+"""A Program as a torch.fx graph of real layers: a node per call, a chain of multiply-adds per sum."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from operator import getitem
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from optnet.errors import OperatorError
+from optnet.program import Apply, Combine, Program
+
+
+@dataclass(frozen=True)
+class Call:
+    """What an operator factory is asked to build: the layer of one call, or of all fresh calls of one sum.
+
+    Attributes:
+        operator: the operator's name.
+        index: the number of the (first) call, counted per operator.
+        arguments: the values that the layer is applied to; more than one only if the factory declares ``sums``.
+        starts: for each argument, whether it is a starting point of the program, unprojected.
+    """
+
+    operator: str
+    index: int
+    arguments: tuple[str, ...]
+    starts: tuple[bool, ...]
+
+
+Factory = Callable[[Call], nn.Module]
+
+
+@dataclass(frozen=True)
+class LayerFactory:
+    """A factory with its protocol declared: ``weighted`` and ``sums`` as in ``unroll``."""
+
+    build: Factory
+    weighted: bool = False
+    sums: bool = False
+
+    def __call__(self, call: Call) -> nn.Module:
+        return self.build(call)
+
+
+class Emitter:
+    """Writes one fx graph: a node per call, a chain of multiply-adds per sum."""
+
+    def __init__(
+        self,
+        program: Program,
+        operators: Mapping[str, nn.Module | Factory],
+        shortcuts: Mapping[str, nn.Module | None],
+        channels: int | None,
+        packed: bool,
+        place: Mapping[str, Any],
+    ) -> None:
+        self.program = program
+        self.operators = operators
+        self.shortcuts = {start: module for start, module in shortcuts.items() if module is not None}
+        self.learnable = channels is not None
+        self.channels = channels or 0  # 0: one coefficient a term, not one a channel
+        self.packed = packed
+        self.place = place
+        self.root = nn.Module()
+        self.graph = fx.Graph()
+        self.raw: dict[str, fx.Node] = {}  # the starting points as they come
+        self.nodes: dict[str, fx.Node] = {}  # every value as sums and results see it
+        self.rows: dict[str, str] = {}
+        readers = program.readers()
+        self.folded = {  # calls that one sum alone reads, and whose layer takes that sum's weight
+            step.value: step
+            for step in program.applies
+            if self._declares(step.operator, "weighted", "sums")
+            and len(readers[step.value]) == 1
+            and isinstance(readers[step.value][0], Combine)
+            and step.value not in program.results
+        }
+
+    def _declares(self, operator: str, *flags: str) -> bool:
+        return any(getattr(self.operators[operator], flag, False) for flag in flags)
+
+    def run(self) -> fx.GraphModule:
+        self._place_starts()
+        for step in self.program.steps:
+            if isinstance(step, Combine):
+                self.nodes[step.value] = self._combine(step)
+            elif step.value not in self.folded:
+                self.nodes[step.value] = self._call([step], None)
+        results = [self.nodes[value] for value in self.program.results]
+        self.graph.output(results if self.packed else tuple(results) if self.program.several else results[0])
+        name = "".join(part.title() for part in self.program.name.split("_"))
+        return fx.GraphModule(self.root, self.graph, class_name=name if name.isidentifier() else "Program")
+
+    def _place_starts(self) -> None:
+        if self.packed:
+            packed = self.graph.placeholder("starts", type_expr=list[Tensor])
+            for i, start in enumerate(self.program.starts):
+                self.raw[start] = self.graph.call_function(getitem, (packed, i))
+        else:
+            self.raw = {start: self.graph.placeholder(start) for start in self.program.starts}
+        carried = {term for row in self.program.combines for term in row.terms} | set(self.program.results)
+        for start, node in self.raw.items():
+            if start in self.shortcuts and start in carried:
+                self.root.add_module(f"shortcut_{start}", self.shortcuts[start])
+                node = self.graph.call_module(f"shortcut_{start}", (node,))
+            self.nodes[start] = node
+
+    def _call(self, steps: list[Apply], weights: list[fx.Node] | None) -> fx.Node:
+        """One layer, for one call or for all calls of one sum."""
+        operator = self.operators[steps[0].operator]
+        starts = tuple(step.argument in self.raw for step in steps)
+        arguments = tuple(step.argument for step in steps)
+        call = Call(steps[0].operator, steps[0].index, arguments, starts)
+        inputs = [self.raw.get(name) or self.nodes[name] for name in arguments]
+        if isinstance(operator, nn.Module):
+            target, layer = call.operator, operator
+        else:
+            target, layer = f"{call.operator}_{call.index}", operator(call)
+        if not isinstance(layer, nn.Module):
+            raise OperatorError(
+                f"operator {call.operator}: its factory returned {type(layer).__name__}; it must return an nn.Module"
+            )
+        self.root.add_module(target, layer)
+        if self._declares(call.operator, "weighted", "sums"):
+            return self.graph.call_module(target, (inputs, weights))
+        return self.graph.call_module(target, (inputs[0],))
+
+    def _combine(self, row: Combine) -> fx.Node:
+        weights = dict(zip(row.terms, row.weights, strict=True))
+        self.rows[row.value] = ""
+        if not self.learnable:
+            return self._fixed(row.value, weights)
+        name = self.rows[row.value] = f"coefficients.{row.value}"
+        self._add_parameter(row)
+        vector = self.graph.get_attr(name)
+        if self.channels:
+            vector = self.graph.call_method("reshape", (vector, len(row.terms), self.channels))
+        unbound = self.graph.call_method("unbind", (vector,))
+        nodes = {term: self.graph.call_function(getitem, (unbound, i)) for i, term in enumerate(row.terms)}
+        total: fx.Node | None = None
+        for steps in self._layers([term for term in row.terms if term in self.folded]):
+            part = self._call(steps, [nodes[step.value] for step in steps])
+            total = part if total is None else self._add(row.value, steps[0].value, total, part)
+        for term in row.terms:
+            if term not in self.folded:
+                total = self._multiply_add((row.value, term), total, self.nodes[term], nodes[term])
+        assert total is not None
+        return total
+
+    def _layers(self, terms: list[str]) -> list[list[Apply]]:
+        """The folded calls of one sum, grouped into layers: one each, or one per operator that declares ``sums``."""
+        groups: dict[str, list[Apply]] = {}
+        for term in terms:
+            step = self.folded[term]
+            shared = isinstance(self.operators[step.operator], nn.Module)
+            together = self._declares(step.operator, "sums") and not shared
+            groups.setdefault(step.operator if together else term, []).append(step)
+        return list(groups.values())
+
+    def _multiply_add(self, place: tuple[str, str], total: fx.Node | None, x: fx.Node, weight: fx.Node) -> fx.Node:
+        weight = self.graph.call_method("type_as", (weight, x))  # under autocast the sum keeps the layers' precision
+        if self.channels:  # the channels last: right for any number of dimensions
+            x = self.graph.call_method("transpose", (x, 1, -1))
+            total = total and self.graph.call_method("transpose", (total, 1, -1))
+        if total is None:
+            total = self.graph.call_function(torch.mul, (x, weight))
+        else:
+            total = self.graph.call_function(torch.addcmul, (total, x, weight))
+            total.meta["sum"] = place
+        return self.graph.call_method("transpose", (total, 1, -1)) if self.channels else total
+
+    def _add_parameter(self, row: Combine) -> None:
+        if not hasattr(self.root, "coefficients"):
+            self.root.add_module("coefficients", nn.Module())
+        dtype = self.place["dtype"] or torch.get_default_dtype()
+        values = torch.tensor(row.weights, dtype=dtype).repeat_interleave(self.channels or 1)
+        self.root.get_submodule("coefficients").register_parameter(
+            row.value, nn.Parameter(values.to(self.place["device"] or torch.get_default_device()))
+        )
+
+    def _add(self, row: str, term: str, total: fx.Node, part: fx.Node, alpha: float = 1.0) -> fx.Node:
+        node = self.graph.call_function(torch.add, (total, part), {"alpha": alpha} if alpha != 1 else {})
+        node.meta["sum"] = (row, term)
+        return node
+
+    def _fixed(self, row: str, weights: Mapping[str, float]) -> fx.Node:
+        """A sum with fixed weights: zero terms cost nothing, a weight of 1 costs no multiplication."""
+        parts: list[tuple[fx.Node, float, str]] = []
+        for steps in self._layers([term for term in weights if term in self.folded]):
+            name = steps[0].value
+            if len(steps) > 1:
+                parts.append((self._call(steps, self._constants(row, [weights[s.value] for s in steps])), 1.0, name))
+            elif weights[name] or len(weights) == 1:
+                parts.append((self._call(steps, None), weights[name], name))
+        parts += [
+            (self.nodes[t], w, t) for t, w in weights.items() if t not in self.folded and (w or len(weights) == 1)
+        ]
+        if not parts:  # a sum of zeros
+            term = next(iter(weights))
+            parts = [(self._call([self.folded[term]], None) if term in self.folded else self.nodes[term], 0.0, term)]
+        parts.sort(key=lambda part: part[1] != 1)
+        total, weight, _ = parts[0]
+        if weight != 1:
+            total = self.graph.call_function(torch.mul, (total, weight))
+        for node, weight, term in parts[1:]:
+            total = self._add(row, term, total, node, weight)
+        return total
+
+    def _constants(self, row: str, weights: list[float]) -> list[fx.Node] | None:
+        """Fixed weights for a layer that takes a whole sum; None if they are all 1."""
+        if all(weight == 1 for weight in weights):
+            return None
+        name = f"constants_{row}"
+        values = torch.tensor(weights, dtype=self.place["dtype"], device=self.place["device"])
+        self.root.register_buffer(name, values, persistent=False)
+        unbound = self.graph.call_method("unbind", (self.graph.get_attr(name),))
+        return [self.graph.call_function(getitem, (unbound, i)) for i in range(len(weights))]

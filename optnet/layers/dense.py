@@ -1,0 +1,89 @@
+"""The layers of DenseNet: one convolution over a concatenation is the sum of all fresh calls of an operator."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from optnet.emitting import Call, LayerFactory
+from optnet.layers.family import Family
+
+
+class DenseSum(nn.Module):
+    """``sum_j alpha_j W_j phi(BN x_j)``, as one convolution over the concatenated x_j.
+
+    The alpha_j are folded into the slices of the convolution's weights. Huang, Liu, van der Maaten, Weinberger 2017.
+    """
+
+    def __init__(self, family: Family, in_chs: list[int], out_chs: int, kernel: int) -> None:
+        super().__init__()
+        self.in_chs = in_chs
+        self.norm1 = family.norm(sum(in_chs))
+        self.act1 = family.act()
+        self.conv1 = family.conv(sum(in_chs), out_chs, kernel)
+
+    def forward(self, xs: list[Tensor], weights: list[Tensor] | None = None) -> Tensor:
+        out = self.act1(self.norm1(torch.cat(xs, 1)))
+        if weights is None:
+            return self.conv1(out)
+        slices = self.conv1.weight.split(self.in_chs, 1)
+        scaled = torch.cat([slices[j] * alpha.reshape(-1, 1, 1, 1) for j, alpha in enumerate(weights)], 1)
+        return self.conv1._conv_forward(out, scaled, None)
+
+
+class DenseTail(nn.Module):
+    """``W phi(BN x)``: the 3x3 half of a bottleneck-compressed layer, in the place of P."""
+
+    def __init__(self, family: Family, in_chs: int) -> None:
+        super().__init__()
+        self.norm2 = family.norm(in_chs)
+        self.act2 = family.act()
+        self.conv2 = family.conv(in_chs, family.chs, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv2(self.act2(self.norm2(x)))
+
+
+class Dense(Family):
+    """T = BN-ReLU-conv3x3 to ``width`` channels (the growth rate k), P = identity."""
+
+    final_norm = True
+    same_start = False
+    compression = 1.0
+
+    def T(self) -> LayerFactory:
+        return LayerFactory(lambda call: DenseSum(self, self.sum_chs(call), self.chs, 3), weighted=True, sums=True)
+
+    def sum_chs(self, call: Call) -> list[int]:
+        return [self.stage_chs if start else self.chs for start in call.starts]
+
+    @property
+    def stage_chs(self) -> int:
+        """Channels of x_0, behind the transition."""
+        return self.in_chs if self.first else int(self.in_chs * self.compression)
+
+    def shortcut(self) -> nn.Module | None:
+        return None
+
+    def transition(self) -> nn.Module:
+        if self.first:
+            return nn.Identity()
+        layers = [self.norm(self.in_chs), self.act(), self.conv(self.in_chs, self.stage_chs, 1)]
+        return nn.Sequential(*layers, nn.AvgPool2d(self.stride, self.stride))
+
+    def out_chs(self, takes_start: bool, results: int) -> int:
+        return self.chs * (results - takes_start) + self.stage_chs * takes_start
+
+
+class DenseBC(Dense):
+    """T = BN-ReLU-conv1x1 to ``4 width`` channels, P = BN-ReLU-conv3x3 to ``width``; transitions halve the channels."""
+
+    compression = 0.5
+    bottleneck = 4
+
+    def T(self) -> LayerFactory:
+        chs = self.bottleneck * self.width
+        return LayerFactory(lambda call: DenseSum(self, self.sum_chs(call), chs, 1), weighted=True, sums=True)
+
+    def P(self) -> LayerFactory:
+        return LayerFactory(lambda call: DenseTail(self, self.bottleneck * self.width))

@@ -1,0 +1,90 @@
+"""What a family of layers is: which modules one stage of a network puts in the place of an algorithm's operators."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from optnet.emitting import Call, LayerFactory
+from optnet.layers.affine import BatchNorm2d, Conv2d
+
+
+class Family:
+    """The layers of one stage: operators, shortcut of a starting point, transition in front of the stage.
+
+    The first operator of an algorithm is the layer T; it alone may change shape, where it is applied to a starting
+    point. Every other operator is a P.
+
+    Args:
+        in_chs: channels of what the stage gets.
+        width: channels of the stage's convolutions; its iterates have ``width * expansion``.
+        stride: of the first layer.
+        act_layer: the activation's class.
+        first: whether this is the network's first stage.
+        dd: device and dtype of every module.
+    """
+
+    expansion = 1
+    final_norm = False
+    """Whether the network normalises and activates after its last stage."""
+    same_start = True
+    """Whether the starting point can be given the shape of its successors."""
+
+    def __init__(
+        self, in_chs: int, width: int, stride: int, act_layer: type[nn.Module], first: bool, dd: dict[str, Any]
+    ) -> None:
+        self.in_chs = in_chs
+        self.width = width
+        self.stride = stride
+        self.act_layer = act_layer
+        self.first = first
+        self.dd = dd
+
+    @property
+    def chs(self) -> int:
+        """Channels of the stage's iterates."""
+        return self.width * self.expansion
+
+    @property
+    def reshapes(self) -> bool:
+        """Whether a starting point must be projected to be added to its successors."""
+        return self.stride != 1 or self.in_chs != self.chs
+
+    def T(self) -> LayerFactory:
+        raise NotImplementedError
+
+    def P(self) -> LayerFactory:
+        """The activation; in front of it the shortcut, where it is applied to a starting point."""
+        return LayerFactory(self._activation)
+
+    def _activation(self, call: Call) -> nn.Module:
+        shortcut = self.shortcut() if call.starts[0] else None
+        return self.act() if shortcut is None else nn.Sequential(shortcut, self.act())
+
+    def shortcut(self) -> nn.Module | None:
+        """What a starting point goes through where it enters a sum; None if it needs nothing."""
+        if not self.reshapes:
+            return None
+        return nn.Sequential(self.conv(self.in_chs, self.chs, 1, self.stride), self.norm(self.chs))
+
+    def transition(self) -> nn.Module:
+        """What the stage's input goes through first: the restart of the algorithm at another width."""
+        return nn.Identity()
+
+    def out_chs(self, takes_start: bool, results: int) -> int:
+        """Channels of the results side by side."""
+        return self.chs * results
+
+    def entry(self, call: Call) -> tuple[int, int]:
+        """Input channels and stride of the layer of a call."""
+        return (self.in_chs, self.stride) if call.starts[0] else (self.chs, 1)
+
+    def conv(self, in_chs: int, out_chs: int, kernel: int, stride: int = 1) -> Conv2d:
+        return Conv2d(in_chs, out_chs, kernel, stride, padding=kernel // 2, bias=False, **self.dd)
+
+    def norm(self, chs: int) -> BatchNorm2d:
+        return BatchNorm2d(chs, **self.dd)
+
+    def act(self) -> nn.Module:
+        return self.act_layer()

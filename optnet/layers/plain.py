@@ -1,0 +1,31 @@
+"""The plain layer: convolution, norm, activation. Gradient descent on it is a plain CNN."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from optnet.emitting import Call, LayerFactory
+from optnet.layers.family import Family
+
+
+class PlainLayer(nn.Module):
+    """``T(x) = phi(BN(W x))``. Simonyan and Zisserman 2015, with the batch norm of Ioffe and Szegedy 2015."""
+
+    def __init__(self, family: Family, in_chs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = family.conv(in_chs, family.chs, 3, stride)
+        self.bn1 = family.norm(family.chs)
+        self.act1 = family.act()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act1(self.bn1(self.conv1(x)))
+
+
+class Plain(Family):
+    """T = conv-BN-activation, meant for the map reading; P = identity unless it is named."""
+
+    def T(self) -> LayerFactory:
+        return LayerFactory(self._layer)
+
+    def _layer(self, call: Call) -> nn.Module:
+        return PlainLayer(self, *self.entry(call))

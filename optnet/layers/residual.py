@@ -1,0 +1,128 @@
+"""The branches F of residual networks, T = id + F: basic and bottleneck, activation after or before."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from optnet.emitting import Call, LayerFactory
+from optnet.layers.family import Family
+
+
+class BasicBranch(nn.Module):
+    """``F(x) = BN W2 phi(BN W1 x)``. He, Zhang, Ren, Sun 2016, figure 5 left. The weight goes into the last norm."""
+
+    def __init__(self, family: Family, in_chs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = family.conv(in_chs, family.width, 3, stride)
+        self.bn1 = family.norm(family.width)
+        self.act1 = family.act()
+        self.conv2 = family.conv(family.width, family.chs, 3)
+        self.bn2 = family.norm(family.chs)
+
+    def forward(self, x: list[Tensor], weights: list[Tensor] | None = None) -> Tensor:
+        out = self.conv2(self.act1(self.bn1(self.conv1(x[0]))))
+        return self.bn2(out, None if weights is None else weights[0])
+
+
+class BottleneckBranch(nn.Module):
+    """``F(x) = BN W3 phi(BN W2 phi(BN W1 x))``, 1x1, 3x3, 1x1. He, Zhang, Ren, Sun 2016, figure 5 right."""
+
+    def __init__(self, family: Family, in_chs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = family.conv(in_chs, family.width, 1)
+        self.bn1 = family.norm(family.width)
+        self.act1 = family.act()
+        self.conv2 = family.conv(family.width, family.width, 3, stride)
+        self.bn2 = family.norm(family.width)
+        self.act2 = family.act()
+        self.conv3 = family.conv(family.width, family.chs, 1)
+        self.bn3 = family.norm(family.chs)
+
+    def forward(self, x: list[Tensor], weights: list[Tensor] | None = None) -> Tensor:
+        out = self.act1(self.bn1(self.conv1(x[0])))
+        out = self.conv3(self.act2(self.bn2(self.conv2(out))))
+        return self.bn3(out, None if weights is None else weights[0])
+
+
+class PreActBasicBranch(nn.Module):
+    """``F(x) = W2 phi(BN W1 phi(BN x))``. He, Zhang, Ren, Sun 2016b; the weight is folded into the last convolution."""
+
+    def __init__(self, family: Family, in_chs: int, stride: int, normed: bool) -> None:
+        super().__init__()
+        self.norm1 = nn.Identity() if normed else family.norm(in_chs)
+        self.act1 = nn.Identity() if normed else family.act()
+        self.conv1 = family.conv(in_chs, family.width, 3, stride)
+        self.norm2 = family.norm(family.width)
+        self.act2 = family.act()
+        self.conv2 = family.conv(family.width, family.chs, 3)
+
+    def forward(self, x: list[Tensor], weights: list[Tensor] | None = None) -> Tensor:
+        out = self.conv1(self.act1(self.norm1(x[0])))
+        return self.conv2(self.act2(self.norm2(out)), None if weights is None else weights[0])
+
+
+class PreActBottleneckBranch(nn.Module):
+    """``F(x) = W3 phi(BN W2 phi(BN W1 phi(BN x)))``, 1x1, 3x3, 1x1. He, Zhang, Ren, Sun 2016b."""
+
+    def __init__(self, family: Family, in_chs: int, stride: int, normed: bool) -> None:
+        super().__init__()
+        self.norm1 = nn.Identity() if normed else family.norm(in_chs)
+        self.act1 = nn.Identity() if normed else family.act()
+        self.conv1 = family.conv(in_chs, family.width, 1)
+        self.norm2 = family.norm(family.width)
+        self.act2 = family.act()
+        self.conv2 = family.conv(family.width, family.width, 3, stride)
+        self.norm3 = family.norm(family.width)
+        self.act3 = family.act()
+        self.conv3 = family.conv(family.width, family.chs, 1)
+
+    def forward(self, x: list[Tensor], weights: list[Tensor] | None = None) -> Tensor:
+        out = self.conv1(self.act1(self.norm1(x[0])))
+        out = self.conv2(self.act2(self.norm2(out)))
+        return self.conv3(self.act3(self.norm3(out)), None if weights is None else weights[0])
+
+
+class Basic(Family):
+    """Post-activation basic block: F = conv-BN-ReLU-conv-BN, P = ReLU."""
+
+    branch: type[BasicBranch] | type[BottleneckBranch] = BasicBranch
+
+    def T(self) -> LayerFactory:
+        return LayerFactory(self._branch, weighted=True)
+
+    def _branch(self, call: Call) -> nn.Module:
+        return self.branch(self, *self.entry(call))
+
+
+class Bottleneck(Basic):
+    """Post-activation bottleneck block: four times as many channels between the layers as inside."""
+
+    expansion = 4
+    branch = BottleneckBranch
+
+
+class PreActBasic(Family):
+    """Pre-activation basic block, P = identity. Where a stage projects, the shortcut shares the first norm, which the
+    transition then owns."""
+
+    final_norm = True
+    branch: type[PreActBasicBranch] | type[PreActBottleneckBranch] = PreActBasicBranch
+
+    def T(self) -> LayerFactory:
+        return LayerFactory(self._branch, weighted=True)
+
+    def _branch(self, call: Call) -> nn.Module:
+        return self.branch(self, *self.entry(call), normed=call.starts[0] and self.reshapes)
+
+    def shortcut(self) -> nn.Module | None:
+        return self.conv(self.in_chs, self.chs, 1, self.stride) if self.reshapes else None
+
+    def transition(self) -> nn.Module:
+        return nn.Sequential(self.norm(self.in_chs), self.act()) if self.reshapes else nn.Identity()
+
+
+class PreActBottleneck(PreActBasic):
+    """Pre-activation bottleneck block."""
+
+    expansion = 4
+    branch = PreActBottleneckBranch

@@ -1,0 +1,344 @@
+"""The one network class: stem, stages, head, and timm's model contract. Knows no algorithm and no model by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.layers import ClassifierHead, get_act_layer, get_device_dtype
+from timm.models import checkpoint
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+
+from optnet.algorithms import find_algorithm
+from optnet.errors import ModelError
+from optnet.layers import FAMILIES, Family
+from optnet.program import Program
+from optnet.tracing import Algorithm, trace
+from optnet.unroll import COEFFICIENTS, unroll
+
+COEFFICIENT_INITS = ("ancestor", "algorithm")
+
+
+@dataclass(frozen=True)
+class StageProgram:
+    """The algorithm of one stage: the program its coefficients start from, and the algorithm's own weights."""
+
+    start: Program
+    textbook: Program
+
+    def to_json(self) -> dict[str, str]:
+        return {"start": self.start.to_json(), "textbook": self.textbook.to_json()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, str]) -> StageProgram:
+        if not isinstance(data, Mapping) or set(data) != {"start", "textbook"}:
+            raise ModelError("programs= takes the list that Network.programs_json() gives")
+        return cls(Program.from_json(data["start"]), Program.from_json(data["textbook"]))
+
+
+def design(
+    algorithm: str | Callable[..., Any] | Algorithm,
+    blocks: Sequence[int],
+    *,
+    layer: str | None = None,
+    reading: str | None = None,
+    coefficient_init: str = "ancestor",
+    algorithm_kwargs: Mapping[str, Any] | None = None,
+) -> tuple[list[StageProgram], str]:
+    """Traces an algorithm once a stage and says which layers suit it.
+
+    Without ``layer`` it is what the algorithm declares, else the basic block if the algorithm has a projection P
+    (a ReLU after each step, as in ResNet), else the pre-activation block. ``coefficient_init='ancestor'`` starts at the
+    constants that the algorithm declares as its ancestor's, if it does.
+
+    Raises:
+        ModelError: an unknown layer or option, or an ancestor whose program differs in more than its weights.
+        AlgorithmError: see ``optnet.trace``.
+    """
+    method = find_algorithm(algorithm)
+    if coefficient_init not in COEFFICIENT_INITS:
+        raise ModelError(f"coefficient_init='{coefficient_init}' is unknown; it is 'ancestor' or 'algorithm'")
+    if not blocks or any(type(steps) is not int or steps < 1 for steps in blocks):
+        raise ModelError(f"blocks={list(blocks)} must be whole numbers of at least 1, steps of the algorithm a stage")
+    layer = layer or method.network.get("layer") or ("basic" if "P" in method.operators else "preact_basic")
+    if layer not in FAMILIES:
+        raise ModelError(f"layer='{layer}' is unknown; it is one of {', '.join(FAMILIES)}")
+    required = [name for name, needed in method.operators.items() if needed]
+    with_P = "P" in method.operators and layer in ("basic", "bottleneck", "dense_bc")
+    operators = [*required, "P"] if with_P and "P" not in required else required
+    reading = reading or method.network.get("reading") or ("map" if layer == "plain" else "residual")
+    programs = []
+    for stage, steps in enumerate(blocks):
+        constants = {**method.network.get("constants", {})}
+        if stage == len(blocks) - 1:
+            constants.update(method.network.get("last", {}))
+        constants.update(algorithm_kwargs or {})
+        textbook = start = trace(method, steps=steps, operators=operators, reading=reading, **constants)
+        if coefficient_init == "ancestor" and method.ancestor is not None:
+            constants = {**constants, **method.ancestor, **(algorithm_kwargs or {})}
+            start = trace(method, steps=steps, operators=operators, reading=reading, **constants)
+            if not start.same_structure(textbook):
+                raise ModelError(
+                    f"{method.name}: its ancestor {method.ancestor} has other steps than the algorithm; "
+                    f"use coefficient_init=algorithm"
+                )
+        programs.append(StageProgram(start, textbook))
+    return programs, layer
+
+
+class Stage(nn.Module):
+    """One run of the algorithm at one width: a restart (transition), then the unrolled steps.
+
+    Takes and returns a list of tensors (batch, channels, height, width), one for each stream: the results of an
+    algorithm with as many results as starting points, else one stream of all results side by side.
+    """
+
+    def __init__(
+        self, program: StageProgram, family: Family, coefficients: str, per_channel: bool, dd: dict[str, Any]
+    ) -> None:
+        super().__init__()
+        start = program.start
+        self.streams = len(start.starts)
+        self.out_streams = len(start.results) if len(start.results) in (1, self.streams) else 1
+        self.out_chs = family.out_chs(start.starts[0] in start.results, len(start.results) // self.out_streams)
+        self.transitions = nn.ModuleList(family.transition() for _ in range(self.streams))
+        operators = {name: family.P() for name in start.operators}
+        operators[start.operators[0]] = family.T()
+        shortcuts = {name: family.shortcut() for name in start.starts}
+        self.steps = unroll(
+            start, textbook=program.textbook, operators=operators, coefficients=coefficients, per_channel=per_channel,
+            channels=family.chs, packed=True, **dd,
+            shortcuts={name: layer for name, layer in shortcuts.items() if layer is not None or not family.same_start},
+        )  # fmt: skip
+
+        self.grad_checkpointing = False
+
+    def forward(self, streams: list[Tensor]) -> list[Tensor]:
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            return checkpoint(self._run, streams)
+        return self._run(streams)
+
+    def _run(self, streams: list[Tensor]) -> list[Tensor]:
+        starts: list[Tensor] = []
+        for i, transition in enumerate(self.transitions):
+            starts.append(transition(streams[i]))
+        results: list[Tensor] = self.steps(starts)
+        return [torch.cat(results, 1)] if len(results) > self.out_streams else results
+
+
+def _merge(streams: list[Tensor]) -> Tensor:
+    """One tensor of all streams: their mean."""
+    total = streams[0]
+    for stream in streams[1:]:
+        total = total + stream
+    return total if len(streams) == 1 else total / len(streams)
+
+
+class Network(nn.Module):
+    """stem -> [transition -> unrolled algorithm] x stages -> head; timm's model contract.
+
+    Images are (batch, in_chans, height, width), features (batch, channels, height, width), logits (batch, num_classes).
+
+    Args:
+        algorithm: an algorithm's name, ``my_file.py:my_method``, dotted path or function; or None with ``programs``.
+        programs: the stages' programs as JSON (``programs_json``), in the place of an algorithm: runs nobody's file.
+        blocks, widths: steps and width of each stage.
+        layer: the layers' family (``optnet.layers.FAMILIES``); by default what suits the algorithm.
+        reading: ``map`` or ``residual``; by default what suits the algorithm.
+        stem: ``small`` (3x3) or ``imagenet`` (7x7 stride 2 and a max-pool).
+        stem_width: channels of the stem, by default the first stage's width.
+        coefficients: ``learnable`` or ``fixed``; ``coefficient_init``: ``ancestor`` or ``algorithm``.
+        per_channel: a coefficient for each channel.
+        algorithm_kwargs: the algorithm's constants.
+        act_layer: the activation by timm's name.
+        drop_rate: of the dropout before the classifier.
+
+    Raises:
+        ModelError: an unknown or impossible option.
+    """
+
+    def __init__(
+        self,
+        algorithm: str | Callable[..., Any] | Algorithm | None = None,
+        blocks: Sequence[int] = (2, 2),
+        widths: Sequence[int] = (16, 32),
+        *,
+        programs: Sequence[Mapping[str, str]] | None = None,
+        layer: str | None = None,
+        reading: str | None = None,
+        stem: str = "small",
+        stem_width: int | None = None,
+        coefficients: str = "learnable",
+        coefficient_init: str = "ancestor",
+        per_channel: bool = False,
+        algorithm_kwargs: Mapping[str, Any] | None = None,
+        num_classes: int = 10,
+        in_chans: int = 3,
+        global_pool: str = "avg",
+        act_layer: str = "relu",
+        drop_rate: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        if len(blocks) != len(widths):
+            raise ModelError(f"blocks={list(blocks)} and widths={list(widths)} must have one entry for each stage")
+        if coefficients not in COEFFICIENTS:
+            raise ModelError(f"coefficients='{coefficients}' is unknown; it is 'learnable' or 'fixed'")
+        if programs is not None:
+            if layer is None:
+                raise ModelError("programs= needs layer=, the layers' family they were made for")
+            stages = [StageProgram.from_json(program) for program in programs]
+            if len(stages) != len(blocks):
+                raise ModelError(f"there are {len(stages)} programs for {len(blocks)} stages")
+        elif algorithm is None:
+            raise ModelError("algorithm is missing; see optnet.list_algorithms()")
+        else:
+            stages, layer = design(
+                algorithm, blocks, layer=layer, reading=reading, coefficient_init=coefficient_init,
+                algorithm_kwargs=algorithm_kwargs,
+            )  # fmt: skip
+        self.programs = stages
+        self.layer = layer
+        self.streams = len(stages[0].start.starts)
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+        family, act = FAMILIES[layer], _act_layer(act_layer)
+
+        chs = stem_width or widths[0]
+        probe = family(in_chans, chs, 1, act, True, dd)
+        reduction = 4 if stem == "imagenet" else 1
+        self.stem = _stem(stem, probe, in_chans, chs)
+        self.stages = nn.ModuleList()
+        self.feature_info: list[dict[str, Any]] = []
+        for i, (program, width) in enumerate(zip(stages, widths, strict=True)):
+            stride = 1 if i == 0 else 2
+            reduction *= stride
+            stage = Stage(program, family(chs, width, stride, act, i == 0, dd), coefficients, per_channel, dd)
+            if i and stage.streams not in (1, self.stages[-1].out_streams):
+                raise ModelError(f"{program.start.name} ends a stage with one iterate and starts the next with two")
+            self.stages.append(stage)
+            chs = stage.out_chs
+            self.feature_info.append({"num_chs": chs, "reduction": reduction, "module": f"stages.{i}"})
+        self.norm = nn.Sequential(probe.norm(chs), probe.act()) if family.final_norm else nn.Identity()
+        self.num_features = self.head_hidden_size = chs
+        self.head = ClassifierHead(chs, num_classes, pool_type=global_pool, drop_rate=drop_rate, **dd)
+        self.init_weights()
+
+    @torch.jit.ignore
+    def init_weights(self) -> None:
+        """He's initialisation of the convolutions (fan out); norms at 1 and 0; the classifier as torch does."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def programs_json(self) -> list[dict[str, str]]:
+        """The stages' programs as data; ``Network(programs=...)`` builds the same network from them."""
+        return [program.to_json() for program in self.programs]
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        stages = (
+            r"^stages\.(\d+)"
+            if coarse
+            else [(r"^stages\.(\d+)\.steps\.body\.\w+?_(\d+)", None), (r"^stages\.(\d+)", None)]
+        )
+        return {"stem": r"^stem", "blocks": [*stages, (r"^norm", (99999,))] if not coarse else stages}
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """The learnable coefficients: decay would pull them off the algorithm."""
+        return {name for name, _ in self.named_parameters() if ".coefficients." in name}
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        for stage in self.stages:
+            if isinstance(stage, Stage):
+                stage.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        return self.head.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        self.num_classes = num_classes
+        self.head.reset(num_classes, global_pool)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        streams = [x for _ in range(self.streams)]
+        for stage in self.stages:
+            streams = stage(streams)
+        return self.norm(_merge(streams))
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        return self.head(x, pre_logits=pre_logits) if pre_logits else self.head(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """The stages' outputs (streams merged), with or without the final features; timm's contract."""
+        if output_fmt != "NCHW":
+            raise ModelError(f"output_fmt='{output_fmt}' is unknown; features are NCHW")
+        take, last = feature_take_indices(len(self.stages), indices)
+        intermediates = []
+        x = self.stem(x)
+        streams = [x for _ in range(self.streams)]
+        for i, stage in enumerate(self.stages[: last + 1] if stop_early else self.stages):
+            streams = stage(streams)
+            if i in take:
+                merged = _merge(streams)
+                intermediates.append(self.norm(merged) if norm and i == len(self.stages) - 1 else merged)
+        return intermediates if intermediates_only else (self.norm(_merge(streams)), intermediates)
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drops the stages behind the last of ``indices``; timm's contract."""
+        take, last = feature_take_indices(len(self.stages), indices)
+        self.stages = self.stages[: last + 1]
+        if prune_norm or last + 1 < len(self.programs):
+            self.norm = nn.Identity()
+        if prune_head:
+            self.reset_classifier(0, "")
+        return take
+
+
+def _act_layer(name: str) -> type[nn.Module]:
+    try:
+        act = get_act_layer(name)
+    except (KeyError, AssertionError):
+        act = None
+    if not isinstance(act, type):
+        raise ModelError(f"act_layer='{name}' is unknown; for instance 'relu', 'silu' or 'gelu'")
+    return act
+
+
+def _stem(kind: str, family: Family, in_chans: int, chs: int) -> nn.Sequential:
+    if kind not in ("small", "imagenet"):
+        raise ModelError(f"stem='{kind}' is unknown; it is 'small' or 'imagenet'")
+    layers: dict[str, nn.Module] = {"conv": family.conv(in_chans, chs, *((3, 1) if kind == "small" else (7, 2)))}
+    if not family.final_norm or (kind == "imagenet" and not family.same_start):
+        layers.update(norm=family.norm(chs), act=family.act())
+    if kind == "imagenet":
+        layers["pool"] = nn.MaxPool2d(3, 2, 1)
+    stem = nn.Sequential()
+    for name, layer in layers.items():
+        stem.add_module(name, layer)
+    return stem
+
+
+__all__ = ["Network", "Stage", "StageProgram", "design", "get_device_dtype"]

@@ -1,0 +1,1 @@
+"""Training by backpropagation, and evaluation."""

@@ -1,0 +1,73 @@
+"""Checkpoints: tensors, plain containers and the Program as JSON. Written whole or not at all; loaded weights-only."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+from optnet.errors import CheckpointError, ModelError
+from optnet.network import Network
+
+FORMAT = 1
+
+
+def save(path: Path, content: dict[str, Any]) -> None:
+    """Writes a checkpoint beside its place and moves it there, so that no reader ever sees half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    with open(partial, "wb") as file:
+        torch.save({"format": FORMAT, **content}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def load(path: str | Path) -> dict[str, Any]:
+    """Reads a checkpoint onto the CPU.
+
+    Raises:
+        CheckpointError: it is missing, truncated, would need unpickling, or is not one of ours.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"there is no checkpoint {path}; a run keeps its own in RUN_FOLDER/checkpoints/best.pt")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise CheckpointError(f"{path} is truncated or not a checkpoint ({reason[0][:120]})") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT or "state_dict" not in content:
+        raise CheckpointError(f"{path} is not a checkpoint of optnet (format {FORMAT})")
+    return content
+
+
+def describe(model: nn.Module, name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """What is needed to build ``model`` again without anybody's code: timm's name and arguments, and the programs."""
+    if isinstance(model, Network):
+        kwargs = {key: value for key, value in kwargs.items() if key not in _TRACED}
+        kwargs = {**kwargs, "algorithm": None, "programs": model.programs_json(), "layer": model.layer}
+    return {"name": name, "kwargs": kwargs}
+
+
+_TRACED = ("algorithm", "algorithm_kwargs", "coefficient_init", "reading")
+
+
+def rebuild(content: dict[str, Any]) -> nn.Module:
+    """The model of a checkpoint, with its weights.
+
+    Raises:
+        CheckpointError: the weights do not fit the model that the checkpoint describes.
+    """
+    described = content["model"]
+    try:
+        model: nn.Module = timm.create_model(described["name"], **described["kwargs"])
+        model.load_state_dict(content["state_dict"])
+    except (RuntimeError, TypeError, ModelError) as error:
+        raise CheckpointError(f"the checkpoint's weights do not fit {described['name']}: {error}") from None
+    return model

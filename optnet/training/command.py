@@ -1,0 +1,140 @@
+"""From the command line to a checked configuration: Hydra, and the exit statuses. Trains and evaluates nothing."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+import timm
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from optnet.algorithms import find_algorithm, list_algorithms
+from optnet.errors import ConfigError, RequestError
+from optnet.training.config import Evaluate, Train, check
+from optnet.zoo import list_models
+
+Prepare = Callable[[Any, Sequence[str]], Any]
+
+
+def run(
+    name: str, schema: type[Train] | type[Evaluate], prepare: Prepare, job: Callable[[Any], Any], conf: Path
+) -> None:
+    """Runs ``job(prepare(config, overrides))`` under Hydra.
+
+    ``prepare`` raises ``RequestError`` for what cannot be done and writes nothing; it is called for every job of a
+    sweep before the first one runs. A wrong request ends with one line on stderr and status 2.
+    """
+    prepared: list[Any] = []
+    arguments = sys.argv[1:]
+    store = ConfigStore.instance()
+    store.store(name=f"{name}_schema", node=schema)
+    try:
+        if not any(argument in _ASKS for argument in arguments):
+            arguments = _register_choices(store, arguments)
+            sys.argv[1:] = arguments
+            sweep = "-m" in arguments or "--multirun" in arguments
+            for overrides in _jobs([a for a in arguments if not a.startswith("-")], sweep):
+                prepared = [prepare(_compose(name, schema, overrides, conf), overrides)]
+            if sweep:
+                prepared.clear()
+    except RequestError as error:
+        _refuse(error)
+
+    def main(config: Any) -> Any:
+        try:
+            overrides = HydraConfig.get().overrides.task
+            return job(prepared.pop() if prepared else prepare(_typed(schema, config), overrides))
+        except RequestError as error:
+            _refuse(error)
+
+    hydra.main(version_base=None, config_path=str(conf), config_name=name)(main)()
+
+
+_ASKS = ("-h", "--help", "--hydra-help", "--version", "-c", "--cfg", "-i", "--info", "-p", "--package", "-sc")
+
+
+def _refuse(error: Exception) -> None:
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _register_choices(store: ConfigStore, arguments: list[str]) -> list[str]:
+    """Makes our models and algorithms options of their groups, and what the command line names: timm's, or a file's.
+
+    Returns the arguments with the slashes of such files written as bars: to Hydra a slash is a group in a group.
+    """
+    models, algorithms = set(list_models()), set(list_algorithms())
+    written = []
+    for argument in arguments:
+        key, _, values = argument.partition("=")
+        if key == "model":
+            models.update(value for value in values.split(",") if timm.is_model(value))
+        elif key == "algorithm":
+            algorithms.update(value for value in values.split(",") if ":" in value or "." in value)
+            argument = argument.replace("/", "|")
+        written.append(argument)
+    for model in models:
+        store.store(group="model", name=model, node={"name": model})
+    for spec in algorithms:
+        constants = dict.fromkeys(find_algorithm(spec).constants)
+        store.store(group="algorithm", name=spec.replace("/", "|"), node={"name": spec, **constants})
+    return written
+
+
+def _jobs(arguments: list[str], sweep: bool) -> Iterator[list[str]]:
+    """The overrides of every job of a sweep; of the one job, if it is none."""
+    try:
+        parsed = OverridesParser.create().parse_overrides(arguments)
+        parts: list[list[str]] = []
+        for override in parsed:
+            line = str(override.input_line)
+            if sweep and override.is_sweep_override():
+                parts.append([f"{line.split('=')[0]}={value}" for value in override.sweep_string_iterator()])
+            else:
+                parts.append([line])
+    except HydraException as error:
+        raise ConfigError(_one_line(error)) from None
+    return (list(job) for job in itertools.product(*parts))
+
+
+def _compose(name: str, schema: type[Any], overrides: list[str], conf: Path) -> Any:
+    try:
+        GlobalHydra.instance().clear()
+        with hydra.initialize_config_dir(str(conf), version_base=None):
+            config = hydra.compose(name, overrides)
+        return _typed(schema, config)
+    except (HydraException, OmegaConfBaseException, ValueError, TypeError, AssertionError) as error:
+        if isinstance(error, RequestError):
+            raise
+        raise ConfigError(_one_line(error)) from None
+
+
+def _typed(schema: type[Any], config: Any) -> Any:
+    try:
+        typed = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), config))
+    except OmegaConfBaseException as error:
+        raise ConfigError(_one_line(error)) from None
+    check(typed)
+    return typed
+
+
+def _one_line(error: Exception) -> str:
+    """Hydra's and OmegaConf's messages, the key in front, without their trailing hints for Python callers."""
+    text = str(error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error)
+    key = getattr(error.__cause__ or error, "full_key", None)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [
+        line for line in lines if not line.startswith(("full_key:", "object_type=", "reference_type=", "Set the env"))
+    ]
+    line = " ".join(lines).partition(" Config search path:")[0].replace("is not in struct", "does not exist here")
+    return f"{key}: {line}" if key and key not in line else line

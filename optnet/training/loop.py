@@ -1,0 +1,135 @@
+"""The one training loop by backpropagation, and the one evaluation. No configuration, files or model names in here."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from optnet.data import Loader
+
+REFRESH = 0.2
+"""Seconds between two looks at the progress bar; between them the loss stays on the device."""
+
+
+@dataclass
+class Progress:
+    """Where a run stands: all that going on with it needs besides weights, optimizer and random state.
+
+    ``epoch`` epochs are complete; ``batch`` batches of the next one are done, with the sums of loss and right answers.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    updates: int = 0
+    loss_sum: float = 0.0
+    correct: int = 0
+    count: int = 0
+    best: float = -1.0
+    best_loss: float = math.inf
+    best_epoch: int = 0
+    seconds: float = 0.0
+    images: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Score:
+    """An evaluation: accuracies in per cent, the mean cross-entropy in nats, and counts."""
+
+    top1: float
+    top5: float
+    loss: float
+    count: int
+    correct: int
+    per_class: list[float]
+
+
+class Diverged(RuntimeError):
+    """The loss is not finite."""
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, loader: Loader, classes: int) -> Score:
+    """Scores a model on every picture of a loader, in evaluation mode."""
+    was_training = model.training
+    model.eval()
+    loss = torch.zeros((), dtype=torch.float64)
+    hits, totals, top5 = torch.zeros(classes), torch.zeros(classes), 0
+    for images, labels in loader.batches():
+        logits = model(images).float()
+        loss += F.cross_entropy(logits, labels, reduction="sum").double().cpu()
+        right = logits.argmax(1) == labels
+        hits += torch.bincount(labels[right].cpu(), minlength=classes)
+        totals += torch.bincount(labels.cpu(), minlength=classes)
+        top5 += int((logits.topk(min(5, logits.shape[1])).indices == labels[:, None]).any(1).sum())
+    model.train(was_training)
+    count, correct = int(totals.sum()), int(hits.sum())
+    per_class = [100 * float(h) / float(t) if t else math.nan for h, t in zip(hits, totals, strict=True)]
+    return Score(100 * correct / count, 100 * top5 / count, float(loss) / count, count, correct, per_class)
+
+
+def train_epoch(
+    model: nn.Module,
+    loader: Loader,
+    optimizer: torch.optim.Optimizer,
+    scheduler: Any,
+    progress: Progress,
+    *,
+    on_batch: Callable[[Progress], bool],
+    shown: Callable[[str], None],
+) -> bool:
+    """Trains from ``progress`` to the end of the epoch; False if ``on_batch`` asked to stop before it.
+
+    Raises:
+        Diverged: the loss is not finite.
+    """
+    model.train()
+    loss_sum = torch.tensor(progress.loss_sum, dtype=torch.float64)
+    correct = torch.tensor(progress.correct)
+    started = last = time.perf_counter()
+    pending: list[tuple[Tensor, Tensor]] = []
+
+    def settle() -> None:
+        """Moves the batches' sums to the host; the only place that waits for the device."""
+        nonlocal loss_sum, correct
+        for loss, right in pending:
+            loss_sum = loss_sum + loss.double().cpu()
+            correct = correct + right.cpu()
+        pending.clear()
+        progress.loss_sum, progress.correct = float(loss_sum), int(correct)
+        if not math.isfinite(progress.loss_sum):
+            raise Diverged(f"the loss is not finite in epoch {progress.epoch + 1}, batch {progress.batch}")
+
+    for images, labels in loader.batches(progress.epoch, progress.batch):
+        logits = model(images)
+        loss = F.cross_entropy(logits, labels)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        progress.batch += 1
+        progress.updates += 1
+        scheduler.step_update(progress.updates)
+        progress.count += len(labels)
+        progress.images += len(labels)
+        pending.append((loss.detach() * len(labels), (logits.detach().argmax(1) == labels).sum()))
+        stop = on_batch(progress)
+        now = time.perf_counter()
+        if stop or now - last > REFRESH:
+            settle()
+            shown(f"loss {progress.loss_sum / progress.count:.4f}")
+            last = now
+        if stop and progress.batch < len(loader):
+            progress.seconds += time.perf_counter() - started
+            return False
+    settle()
+    progress.seconds += time.perf_counter() - started
+    return True

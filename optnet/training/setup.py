@@ -1,0 +1,91 @@
+"""From a checked configuration to the parts of a run: device, model, optimizer, schedule. Trains nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import timm
+import torch
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from torch import nn
+
+import optnet.data
+from optnet.algorithms import find_algorithm
+from optnet.data import DataSet
+from optnet.errors import ConfigError, ModelError, RequestError
+from optnet.training.config import Data, Model, Optim, Schedule
+
+
+def device(name: str) -> torch.device:
+    """The device of a name; ``auto`` is the accelerator if there is one."""
+    if name == "auto":
+        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return found or torch.device("cpu")
+    try:
+        made = torch.device(name)
+        torch.empty(0, device=made)
+    except (RuntimeError, AssertionError, NotImplementedError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"device={name} cannot be used here ({reason}); try device=auto or device=cpu") from None
+    return made
+
+
+def data(config: Data, seed: int) -> DataSet:
+    return optnet.data.load(
+        config.name, config.root, validation=config.validation, seed=seed, size=config.size, verify=config.verify,
+        download=config.download,
+    )  # fmt: skip
+
+
+def model(config: Model, algorithm: dict[str, Any], classes: int, channels: int) -> tuple[nn.Module, dict[str, Any]]:
+    """The model of a configuration and the arguments it was made with.
+
+    Raises:
+        ModelError: there is no such model, or it does not take an option that is set.
+        AlgorithmError: see ``optnet.trace``.
+    """
+    if not timm.is_model(config.name):
+        near = timm.list_models(f"*{config.name}*")[:3]
+        hint = f"did you mean {', '.join(near)}?" if near else "see optnet.list_models() and timm.list_models()"
+        raise ModelError(f"unknown model '{config.name}': {hint}")
+    kwargs = {key: value for key, value in vars(config).items() if value is not None and key not in ("name", "kwargs")}
+    kwargs.update(config.kwargs, num_classes=classes, in_chans=channels)
+    constants = {key: value for key, value in algorithm.items() if key != "name" and value is not None}
+    if algorithm.get("name"):
+        find_algorithm(algorithm["name"])
+        kwargs.update(algorithm=algorithm["name"])
+        kwargs.setdefault("layer", None)
+        kwargs.setdefault("reading", None)
+    if constants:
+        kwargs["algorithm_kwargs"] = constants
+    try:
+        return timm.create_model(config.name, **kwargs), kwargs
+    except RequestError:
+        raise
+    except TypeError as error:
+        raise ModelError(f"model={config.name} does not take an option that is set: {error}") from None
+    except RuntimeError as error:
+        raise ModelError(f"model={config.name}: {str(error).splitlines()[0]}") from None
+
+
+def optimizer(config: Optim, network: nn.Module, lr: float) -> torch.optim.Optimizer:
+    """timm's optimizer of a name; norms, biases and coefficients (all 1-d) are not decayed."""
+    try:
+        return create_optimizer_v2(
+            network, opt=config.name, lr=lr, weight_decay=config.weight_decay, momentum=config.momentum
+        )
+    except (AssertionError, ValueError) as error:
+        raise ConfigError(f"optim.name={config.name} is unknown ({error}); for instance sgd, adamw or lamb") from None
+
+
+def schedule(config: Schedule, made: torch.optim.Optimizer, updates: int) -> Any:
+    """timm's schedule of a name over so many updates, stepped once an update."""
+    warmup = round(config.warmup * updates)
+    scheduler, _ = create_scheduler_v2(
+        made, sched=config.name, num_epochs=updates - warmup, min_lr=config.min_lr, warmup_lr=0.0,
+        decay_milestones=[round(part * updates) for part in config.milestones], decay_rate=config.factor,
+        warmup_epochs=warmup, warmup_prefix=config.name in ("cosine", "poly"), step_on_epochs=False,
+        updates_per_epoch=1,
+    )  # fmt: skip
+    return scheduler

@@ -1,0 +1,214 @@
+"""From a Program and real layers to an nn.Module. Knows how a program runs, not which layers or networks exist."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+
+from optnet.emitting import Emitter, Factory
+from optnet.errors import AlgorithmError, OperatorError, ShapeError
+from optnet.program import Program
+from optnet.tracing import Algorithm, trace
+
+COEFFICIENTS = ("learnable", "fixed")
+
+
+class Unrolled(nn.Module):
+    """An unrolled algorithm: one module that takes the starting points and returns what the algorithm returns.
+
+    The work is done by ``body``, a ``torch.fx.GraphModule``; the first eager call is run step by step and checks that
+    the terms of every sum have one shape.
+
+    Attributes:
+        program: the program with the weights that the coefficients started from.
+        textbook: the program with the algorithm's own weights, for comparison.
+        rows: for each sum with coefficients of its own, the name of its parameter in ``body`` ("" if fixed).
+
+    Raises:
+        ShapeError: on the first call, if two terms of a sum have different shapes.
+    """
+
+    def __init__(self, program: Program, textbook: Program, body: fx.GraphModule, rows: Mapping[str, str]) -> None:
+        super().__init__()
+        self.program = program
+        self.textbook = textbook
+        self.rows = dict(rows)
+        self.body = body
+        self._checked = False
+
+    def forward(self, *starts: Any) -> Any:
+        return self._run(*starts)
+
+    @torch.jit.ignore
+    def _run(self, *starts: Any) -> Any:
+        if not self._checked and not torch.compiler.is_compiling() and _is_real(starts):
+            self._checked = True
+            return _CheckedRun(self.body, self.program.name).run(*starts)
+        return self.body(*starts)
+
+    def extra_repr(self) -> str:
+        return f"{self.program.name}, {sum(map(bool, self.rows.values()))} rows of learnable coefficients"
+
+
+class _UnrolledFromOne(Unrolled):
+    """Written out because TorchScript takes no ``*starts``; so are the next two."""
+
+    def forward(self, x: Tensor) -> Any:
+        if not torch.jit.is_scripting():
+            return self._run(x)
+        return self.body(x)
+
+
+class _UnrolledFromTwo(Unrolled):
+    def forward(self, x: Tensor, y: Tensor) -> Any:
+        if not torch.jit.is_scripting():
+            return self._run(x, y)
+        return self.body(x, y)
+
+
+class _UnrolledFromList(Unrolled):
+    def forward(self, starts: list[Tensor]) -> list[Tensor]:
+        if not torch.jit.is_scripting():
+            return self._run(starts)
+        return self.body(starts)
+
+
+class Coefficient(NamedTuple):
+    """One entry of the coefficient table: the weight of ``term`` in the sum ``step`` of the unrolled module ``stage``.
+
+    Of a per-channel coefficient ``value`` is the mean over the channels. ``textbook`` is the algorithm's own weight, or
+    None for a term that the algorithm itself does not have.
+    """
+
+    stage: str
+    step: str
+    term: str
+    value: float
+    textbook: float | None
+
+
+def coefficients(model: nn.Module) -> list[Coefficient]:
+    """The coefficient table of every unrolled algorithm in ``model``, learnable or fixed."""
+    table = []
+    for stage, module in model.named_modules():
+        if isinstance(module, Unrolled):
+            textbook = module.textbook.weights()
+            for row in module.program.combines:
+                values = list(row.weights)
+                if module.rows[row.value]:
+                    parameter = module.body.get_parameter(module.rows[row.value]).detach()
+                    values = parameter.reshape(len(row.terms), -1).double().mean(1).tolist()
+                for term, value in zip(row.terms, values, strict=True):
+                    table.append(Coefficient(stage, row.value, term, value, textbook.get((row.value, term))))
+    return table
+
+
+def unroll(
+    algorithm: Callable[..., Any] | Algorithm | Program,
+    *,
+    steps: int | None = None,
+    operators: Mapping[str, nn.Module | Factory],
+    coefficients: str = "learnable",
+    reading: str | Mapping[str, str] | None = None,
+    per_channel: bool = False,
+    channels: int | None = None,
+    shortcuts: Mapping[str, nn.Module | None] | None = None,
+    textbook: Program | None = None,
+    packed: bool = False,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    **constants: Any,
+) -> Unrolled:
+    """Unrolls an algorithm (or its program) onto real layers.
+
+    A module given as an operator is shared by all calls (tied weights, the literal algorithm); a factory
+    ``(call) -> nn.Module`` is asked once per call. A factory (or shared module) with a true ``weighted``
+    makes layers that are called ``layer(inputs, weights)`` with lists and fold the weights into their last affine
+    (weights is None for all ones); one with ``sums`` makes one such layer for all fresh calls of a sum. All
+    others are called ``layer(x)``, with tensors of shape (batch, channels, ...).
+
+    Args:
+        algorithm: a function, an ``Algorithm``, or a ``Program`` (then steps, reading and constants are its own).
+        steps: the number of iterations.
+        operators: a module or factory for each operator to trace.
+        coefficients: ``learnable`` (1-d parameters named ``coefficients.<row>``) or ``fixed`` numbers.
+        reading: ``map`` (default) or ``residual``; see ``optnet.trace``.
+        per_channel: one coefficient per channel instead of one per term; needs ``channels``.
+        channels: the number of channels (dimension 1) of the iterates.
+        shortcuts: for a starting point the module applied to it wherever it is not an operator's argument; None says
+            that it has another shape and enters sums only through operators.
+        textbook: the algorithm's own program, if ``algorithm`` is one with other weights.
+        packed: the module takes one list of tensors and returns one, for callers with a varying number of them.
+        device, dtype: of the coefficients.
+
+    Raises:
+        AlgorithmError, TraceError: see ``optnet.trace``.
+        OperatorError: an operator is missing, unknown or not a layer; an unknown option.
+        ProgramError: a starting point of another shape enters a sum with a non-zero weight.
+    """
+    if coefficients not in COEFFICIENTS:
+        raise OperatorError(f"coefficients='{coefficients}' is unknown; it is 'learnable' or 'fixed'")
+    if per_channel and (type(channels) is not int or channels < 1):
+        raise OperatorError("per_channel=True needs channels=C, the number of channels of the iterates")
+    if isinstance(algorithm, Program):
+        if steps is not None or reading is not None or constants:
+            raise AlgorithmError("a program has its steps, reading and constants already; give them to optnet.trace")
+        program = algorithm
+    else:
+        if steps is None:
+            raise AlgorithmError("steps is missing: unroll(algorithm, steps=8, operators=...)")
+        program = trace(algorithm, steps=steps, operators=operators, reading=reading or "map", **constants)
+    _check_operators(program, operators)
+    textbook = textbook or program
+    projections = dict(shortcuts or {})
+    for start, shortcut in projections.items():
+        if start not in program.starts:
+            raise OperatorError(f"{program.name} has no starting point '{start}'; it has: {', '.join(program.starts)}")
+        if shortcut is None:
+            program = program.without(start)
+    width = (channels if per_channel else 0) if coefficients == "learnable" else None
+    emitter = Emitter(program, operators, projections, width, packed, {"device": device, "dtype": dtype})
+    by_starts = {1: _UnrolledFromOne, 2: _UnrolledFromTwo}
+    kind = _UnrolledFromList if packed else by_starts.get(len(program.starts), Unrolled)
+    return kind(program, textbook, emitter.run(), emitter.rows)
+
+
+def _check_operators(program: Program, operators: Mapping[str, Any]) -> None:
+    for name in program.operators:
+        if name not in operators:
+            raise OperatorError(f"{program.name}: its operator '{name}' is missing; give operators={{'{name}': ...}}")
+    for name, operator in operators.items():
+        if name not in program.operators:
+            raise OperatorError(f"{program.name} has no operator '{name}'; it has: {', '.join(program.operators)}")
+        if isinstance(operator, type) or not callable(operator):
+            raise OperatorError(
+                f"operator {name}: give a module like nn.ReLU(), or a factory like lambda call: nn.ReLU()"
+            )
+
+
+def _is_real(starts: tuple[Any, ...]) -> bool:
+    first = starts[0][0] if starts and isinstance(starts[0], list) else starts[0] if starts else None
+    return isinstance(first, Tensor) and not torch.jit.is_tracing()
+
+
+class _CheckedRun(fx.Interpreter):
+    """Runs a graph step by step and compares the shapes of what is added."""
+
+    def __init__(self, body: fx.GraphModule, name: str) -> None:
+        super().__init__(body)
+        self.extra_traceback = False
+        self.algorithm = name
+
+    def run_node(self, n: fx.Node) -> Any:
+        if "sum" in n.meta:
+            args, _ = self.fetch_args_kwargs_from_env(n)
+            if args[0].shape != args[1].shape:
+                row, term = n.meta["sum"]
+                raise ShapeError(
+                    f"{self.algorithm}: {row} adds {term} of shape {tuple(args[1].shape)} to {tuple(args[0].shape)}; "
+                    f"let every layer keep the shape, or give the starting point a shortcut"
+                )
+        return super().run_node(n)
