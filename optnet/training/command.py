@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from optnet.algorithms import find_algorithm, list_algorithms
-from optnet.errors import ConfigError, RequestError
+from optnet.errors import AlgorithmError, ConfigError, RequestError
 from optnet.training.config import Evaluate, Train, check
 from optnet.zoo import list_models
 
@@ -39,9 +39,8 @@ def run(
     store = ConfigStore.instance()
     store.store(name=f"{name}_schema", node=schema)
     try:
+        arguments = sys.argv[1:] = _register_choices(store, arguments)
         if not any(argument in _ASKS for argument in arguments):
-            arguments = _register_choices(store, arguments)
-            sys.argv[1:] = arguments
             sweep = "-m" in arguments or "--multirun" in arguments
             for overrides in _jobs([a for a in arguments if not a.startswith("-")], sweep):
                 prepared = [prepare(_compose(name, schema, overrides, conf), overrides)]
@@ -86,7 +85,10 @@ def _register_choices(store: ConfigStore, arguments: list[str]) -> list[str]:
     for model in models:
         store.store(group="model", name=model, node={"name": model})
     for spec in algorithms:
-        constants = dict.fromkeys(find_algorithm(spec).constants)
+        try:
+            constants = dict.fromkeys(find_algorithm(spec).constants)
+        except AlgorithmError as error:
+            raise ConfigError(f"algorithm={spec}: {error}") from None
         store.store(group="algorithm", name=spec.replace("/", "|"), node={"name": spec, **constants})
     return written
 

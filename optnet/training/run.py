@@ -86,6 +86,7 @@ def _stored(config: Train, overrides: Sequence[str]) -> Train:
             stored.data.root = config.data.root
         else:
             setattr(stored, key, getattr(config, key))
+    stored.resume = config.resume
     check(stored)
     return stored
 

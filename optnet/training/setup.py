@@ -11,9 +11,8 @@ from timm.scheduler import create_scheduler_v2
 from torch import nn
 
 import optnet.data
-from optnet.algorithms import find_algorithm
 from optnet.data import DataSet
-from optnet.errors import ConfigError, ModelError, RequestError
+from optnet.errors import AlgorithmError, ConfigError, ModelError, RequestError
 from optnet.training.config import Data, Model, Optim, Schedule
 
 
@@ -43,7 +42,7 @@ def model(config: Model, algorithm: dict[str, Any], classes: int, channels: int)
 
     Raises:
         ModelError: there is no such model, or it does not take an option that is set.
-        AlgorithmError: see ``optnet.trace``.
+        ConfigError: the algorithm cannot be found or traced.
     """
     if not timm.is_model(config.name):
         near = timm.list_models(f"*{config.name}*")[:3]
@@ -53,14 +52,13 @@ def model(config: Model, algorithm: dict[str, Any], classes: int, channels: int)
     kwargs.update(config.kwargs, num_classes=classes, in_chans=channels)
     constants = {key: value for key, value in algorithm.items() if key != "name" and value is not None}
     if algorithm.get("name"):
-        find_algorithm(algorithm["name"])
-        kwargs.update(algorithm=algorithm["name"])
-        kwargs.setdefault("layer", None)
-        kwargs.setdefault("reading", None)
+        kwargs = {"layer": None, "reading": None, **kwargs, "algorithm": algorithm["name"]}
     if constants:
         kwargs["algorithm_kwargs"] = constants
     try:
         return timm.create_model(config.name, **kwargs), kwargs
+    except AlgorithmError as error:
+        raise ConfigError(f"algorithm={algorithm.get('name') or config.name}: {error}") from None
     except RequestError:
         raise
     except TypeError as error:

@@ -1,0 +1,193 @@
+"""The network class: every family, timm's contract in the small, ancestors, coefficients that are alive."""
+
+import copy
+
+import pytest
+import timm
+import torch
+from methods import OWN, names
+from torch import nn
+
+import optnet
+from optnet import ModelError, Network, create_model, list_algorithms
+from optnet.network import design
+
+EVERY = list_algorithms()
+LAYERED = {
+    "plain": {"algorithm": "gradient_descent"},
+    "basic": {"algorithm": "heavy_ball", "layer": "basic"},
+    "bottleneck": {"algorithm": "heavy_ball", "layer": "bottleneck"},
+    "preact_basic": {"algorithm": "nesterov", "layer": "preact_basic"},
+    "preact_bottleneck": {"algorithm": "heavy_ball", "layer": "preact_bottleneck"},
+    "dense": {"algorithm": "nesterov_dense"},
+    "dense with skips": {"algorithm": "nesterov_dense", "algorithm_kwargs": {"skips": True}},
+    "dense_bc": {"algorithm": "nesterov_dense", "layer": "dense_bc", "algorithm_kwargs": {"skips": True}},
+    "two streams": {"algorithm": "merge_and_run"},
+    "dual": {"algorithm": "admm"},
+}
+SMALL = {"blocks": (2, 3), "widths": (4, 8), "in_chans": 1}
+
+
+def settle(model, seed=0):
+    """Random norm statistics and affine maps: fresh ones make many an equality vacuous."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.copy_(torch.randn(module.num_features, generator=generator) * 0.2)
+            module.running_var.copy_(torch.rand(module.num_features, generator=generator) + 0.5)
+            module.weight.data.copy_(torch.rand(module.num_features, generator=generator) + 0.5)
+            module.bias.data.copy_(torch.randn(module.num_features, generator=generator) * 0.2)
+    return model.eval()
+
+
+def build(**options):
+    torch.manual_seed(0)
+    return settle(create_model(**{**SMALL, **options}))
+
+
+def pictures(n=4, channels=1, size=12):
+    return torch.randn(n, channels, size, size, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("coefficients", ["learnable", "fixed"])
+@pytest.mark.parametrize("init", ["ancestor", "algorithm"])
+@pytest.mark.parametrize("method", [*EVERY, *OWN], ids=lambda m: m if isinstance(m, str) else names(m))
+def test_every_algorithm_makes_a_network(method, init, coefficients):
+    model = build(algorithm=method, coefficient_init=init, coefficients=coefficients).train()
+    model(pictures()).square().sum().backward()
+    assert model(pictures()).shape == (4, 10)
+    assert all(p.grad is not None for p in model.parameters())
+    learnable = [name for name, _ in model.named_parameters() if "coefficients" in name]
+    assert bool(learnable) == (coefficients == "learnable" and bool(optnet.coefficients(model)))
+
+
+@pytest.mark.parametrize("family", LAYERED)
+def test_fixed_and_learnable_are_the_same_network_at_the_start(family):
+    learnable, fixed = (build(**LAYERED[family], coefficients=how) for how in ("learnable", "fixed"))
+    missing, unexpected = fixed.load_state_dict(learnable.state_dict(), strict=False)
+    assert not missing and all("coefficients" in name for name in unexpected)
+    assert torch.allclose(fixed(pictures()), learnable(pictures()), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+@pytest.mark.parametrize("family", LAYERED)
+def test_no_coefficient_is_dead_behind_norms(family, per_channel):
+    if per_channel and LAYERED[family].get("layer") == "dense_bc":
+        pytest.skip("its sums before and after P have different widths")
+    model = build(**LAYERED[family], per_channel=per_channel).double()
+    x = pictures().double()
+    with torch.no_grad():
+        before = model(x)
+        for name, parameter in model.named_parameters():
+            if "coefficients" not in name:
+                continue
+            row = model.get_submodule(name.partition(".body.")[0]).program
+            terms = len(next(r for r in row.combines if r.value == name.rpartition(".")[2]).terms)
+            if terms < 2:
+                continue
+            for weight in parameter.view(terms, -1):
+                kept = weight.clone()
+                weight += 0.1 * torch.where(weight == 0, torch.ones_like(weight), weight.abs())
+                moved = (model(x) - before).norm() / before.norm()
+                assert moved > 1e-4, f"{name}: {moved}"
+                weight.copy_(kept)
+
+
+def copy_resnet(source, target):
+    """Weights of timm's ResNet into ours by order: both name and order their modules stem, stages, head."""
+    theirs = [(n, v) for n, v in source.state_dict().items() if "downsample" not in n]
+    ours = [n for n in target.state_dict() if "coefficients" not in n and "shortcut" not in n]
+    state = dict(zip(ours, (v for _, v in theirs), strict=True))
+    state.update(zip(
+        [n for n in target.state_dict() if "shortcut" in n],
+        [v for n, v in source.state_dict().items() if "downsample" in n], strict=True,
+    ))  # fmt: skip
+    target.load_state_dict(state, strict=False)
+
+
+@pytest.mark.parametrize("algorithm", ["gradient_descent", "heavy_ball", "nesterov"])
+def test_the_ancestor_is_timms_resnet18(algorithm):
+    torch.manual_seed(0)
+    ancestor = settle(timm.create_model("resnet18", num_classes=7))
+    model = create_model(
+        algorithm, blocks=(2, 2, 2, 2), widths=(64, 128, 256, 512), stem="imagenet", num_classes=7, layer="basic",
+        reading="residual",
+    )  # fmt: skip
+    copy_resnet(ancestor, model)
+    model.eval()
+    x = pictures(4, 3, 64)
+    with torch.no_grad():
+        wanted, got = ancestor(x), model(x)
+    assert (got - wanted).norm() < 1e-5 * wanted.norm()
+
+
+def test_the_ancestor_starts_at_the_textbook_of_its_own_constants():
+    model = build(algorithm="heavy_ball")
+    table = {(e.stage, e.step, e.term): e for e in optnet.coefficients(model)}
+    entry = table["stages.1.steps", "x3", "P0"]
+    assert entry.value == 0 and entry.textbook == pytest.approx(-0.9)
+    started = build(algorithm="heavy_ball", coefficient_init="algorithm")
+    assert all(e.value == pytest.approx(e.textbook) for e in optnet.coefficients(started))
+
+
+@pytest.mark.parametrize("name", optnet.list_models())
+def test_registered_models(name):
+    model = settle(timm.create_model(name, num_classes=5))
+    x = pictures(2, 3, 32)
+    wanted = model(x)
+    assert wanted.shape == (2, 5)
+    assert torch.equal(copy.deepcopy(model)(x), wanted)
+    assert torch.allclose(torch.jit.script(model)(x), wanted, atol=1e-5)
+    torch._dynamo.reset()
+    assert torch.allclose(torch.compile(model, fullgraph=True, backend="aot_eager")(x), wanted, atol=1e-5)
+    assert torch.allclose(torch.fx.symbolic_trace(model)(x), wanted, atol=1e-5)
+    assert [f.shape[1] for f in timm.create_model(name, features_only=True)(x)] == [
+        info["num_chs"] for info in model.feature_info
+    ]
+    model.set_grad_checkpointing()
+    assert torch.allclose(model(x), wanted, atol=1e-6)
+    assert all("coefficients" in n for n in model.no_weight_decay())
+    model.reset_classifier(3)
+    assert model(x).shape == (2, 3)
+
+
+@pytest.mark.parametrize("family", LAYERED)
+def test_a_network_comes_back_from_its_programs(family):
+    model = build(**LAYERED[family])
+    again = Network(programs=model.programs_json(), layer=model.layer, **SMALL)
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(again.eval()(pictures()), model(pictures()))
+    assert optnet.coefficients(again) == optnet.coefficients(model)
+
+
+def test_the_dense_family_refuses_to_add_a_start_of_another_shape():
+    with pytest.raises(optnet.ProgramError, match="another shape"):
+        build(algorithm="nesterov_dense", algorithm_kwargs={"skips": True, "beta": 0.5})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"blocks": (2,)},
+        {"blocks": (0, 2)},
+        {"blocks": (), "widths": ()},
+        {"layer": "nonsense"},
+        {"coefficients": "frozen"},
+        {"coefficient_init": "random"},
+        {"stem": "huge"},
+        {"act_layer": "nonsense"},
+        {"programs": [{"start": "x"}], "layer": "basic"},
+        {"nonsense": 1},
+    ],
+)
+def test_bad_options(options):
+    with pytest.raises(ModelError) as error:
+        create_model("heavy_ball", **{**SMALL, **options})
+    assert "\n" not in str(error.value)
+
+
+def test_layers_are_chosen_by_the_algorithm():
+    assert design("gd", [2])[1] == "plain"
+    assert design("hb", [2])[1] == "basic"
+    assert design("agd_dense", [2])[1] == "dense"
+    assert design(OWN[1], [2])[1] == "preact_basic"

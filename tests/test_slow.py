@@ -1,0 +1,44 @@
+"""What takes minutes: pytest -m slow. Accuracies on real data; the seeds are 0 to 4, or 0."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.slow
+real = pytest.mark.skipif("OPTNET_DATA" not in os.environ, reason="OPTNET_DATA names no folder of data sets")
+MODELS = ["gdnet_small", "hbnet_small", "agdnet_small", "admmnet_small"]
+
+
+def train(folder, *arguments):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *arguments], cwd=folder, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return [json.loads(file.read_text()) for file in folder.glob("runs/*/*/summary.json")]
+
+
+def test_digits_over_five_seeds(tmp_path):
+    scores = [run["final"] for run in train(tmp_path, "-m", "seed=0,1,2,3,4", "device=cpu")]
+    print(f"digits, hbnet_small, seeds 0-4: {sorted(scores)}")
+    assert len(scores) == 5 and sum(scores) / 5 >= 98
+
+
+@real
+@pytest.mark.parametrize("model", MODELS)
+def test_mnist(tmp_path, model):
+    (run,) = train(tmp_path, "experiment=mnist_quick", f"model={model}", "device=cpu")
+    print(f"MNIST, {model}: {run['final']} in {run['train_seconds']:.0f} s")
+    assert run["final"] >= 99 and run["train_seconds"] < 600
+
+
+@real
+@pytest.mark.parametrize("model", MODELS)
+def test_an_epoch_of_cifar10(tmp_path, model):
+    (run,) = train(tmp_path, "data=cifar10", "data.verify=false", "epochs=1", f"model={model}", "batch_size=128")
+    print(f"CIFAR-10, one epoch, {model}: {run['final']} in {run['train_seconds']:.0f} s")
+    assert run["final"] > 30

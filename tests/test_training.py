@@ -1,0 +1,212 @@
+"""Runs: their folder and records, resuming, interruption, checkpoints. Every run here is a real one, on real digits."""
+
+import json
+import os
+import pickle
+import signal
+import threading
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import optnet
+from optnet import CheckpointError, ConfigError
+from optnet.training import assess, checkpoint, run
+from optnet.training.config import Data, Evaluate, Model, Train, check
+
+FAMILIES = ["gradient_descent", "heavy_ball", "nesterov", "nesterov_dense", "admm", "merge_and_run"]
+TINY = {"blocks": [1, 2], "widths": [4, 8]}
+CLOCK = ("time_images_per_second", "time_train_seconds")
+
+
+def config(tmp_path, **options):
+    options.setdefault("model", Model(**TINY))
+    made = Train(**{"runs": str(tmp_path / "runs"), "epochs": 3, "device": "cpu", "progress": False, **options})
+    made.data.augment = "shift"
+    check(made)
+    return made
+
+
+def train(*args, **options):
+    score = run.train(run.prepare(config(*args, **options)))
+    return score
+
+
+def only_run(tmp_path):
+    (folder,) = (tmp_path / "runs").glob("*/*")
+    return folder
+
+
+def metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_owns_one_folder(tmp_path):
+    score = train(tmp_path)
+    folder = only_run(tmp_path)
+    names = {file.name for file in folder.iterdir() if "tfevents" not in file.name}
+    assert names == {"config.yaml", "metrics.jsonl", "summary.json", "checkpoints", "console.log"}
+    assert {file.name for file in (folder / "checkpoints").iterdir()} == {"best.pt", "last.pt"}
+    summary = json.loads((folder / "summary.json").read_text())
+    wanted = (
+        "model parameters dataset metric best final epochs train_seconds images_per_second peak_memory_bytes seed "
+        "versions device"
+    )
+    assert set(wanted.split()) <= set(summary) and summary["final"] == score
+    lines = metrics(folder)
+    assert [line["epoch"] for line in lines] == [1, 2, 3]
+    assert summary["best"] == max(line["validation_top1"] for line in lines)
+    for file in (folder / "checkpoints").iterdir():
+        content = torch.load(file, weights_only=True)
+        assert {"model", "state_dict", "optimizer", "progress", "config"} <= set(content)
+
+    events = EventAccumulator(str(folder)).Reload()
+    model = checkpoint.rebuild(checkpoint.load(folder / "checkpoints" / "last.pt"))
+    tags = {f"coefficients/{e.stage}/{e.step}/{e.term}" for e in optnet.coefficients(model)}
+    assert tags and tags | {"train/loss", "validation/top1", "optim/lr"} <= set(events.Tags()["scalars"])
+    for tag in events.Tags()["scalars"]:
+        assert [point.step for point in events.Scalars(tag)] == [1, 2, 3]
+    logged = [point.value for point in events.Scalars("train/loss")]
+    assert logged == pytest.approx([line["train_loss"] for line in lines])
+    for entry in optnet.coefficients(model):
+        point = events.Scalars(f"coefficients/{entry.stage}/{entry.step}/{entry.term}")[-1]
+        assert point.value == pytest.approx(entry.value, rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize("algorithm", FAMILIES)
+def test_every_family_trains_and_evaluates(tmp_path, algorithm):
+    train(tmp_path, epochs=2, algorithm={"name": algorithm})
+    folder = only_run(tmp_path)
+    lines, summary = metrics(folder), json.loads((folder / "summary.json").read_text())
+    assert lines[1]["train_loss"] < lines[0]["train_loss"]
+    best = folder / "checkpoints" / "best.pt"
+    for split in ("test", "validation"):
+        assess.run(assess.prepare(Evaluate(checkpoint=str(best), split=split, device="cpu")))
+    test, validation = json.loads((folder / "evaluation.json").read_text())
+    assert test["correct"] == summary["correct"] and test["count"] == summary["count"] == 360
+    assert validation["top1"] == summary["best"]
+    assert validation["loss"] == pytest.approx(
+        min(x["validation_loss"] for x in lines if x["validation_top1"] == summary["best"])
+    )
+    assert len(test["per_class"]) == 10
+
+
+def test_the_coefficients_move(tmp_path):
+    train(tmp_path)
+    content = checkpoint.load(only_run(tmp_path) / "checkpoints" / "last.pt")
+    table = optnet.coefficients(checkpoint.rebuild(content))
+    starts = {entry.value for entry in table}
+    assert len(table) > 3 and len(starts) == len(table), "every coefficient has a value of its own"
+
+
+def test_a_checkpoint_runs_nobodys_file(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from optnet import Iterate, Operator\n"
+        "def mine(T: Operator, x: Iterate, steps: int, *, pull: float = 0.3):\n"
+        "    start = x\n    for _ in range(steps):\n        x = (1 - pull) * T(x) + pull * start\n    return x\n"
+    )
+    train(tmp_path, epochs=1, algorithm={"name": f"{file}:mine", "pull": 0.2})
+    file.unlink()
+    folder = only_run(tmp_path)
+    summary = json.loads((folder / "summary.json").read_text())
+    parts = assess.prepare(Evaluate(checkpoint=str(folder / "checkpoints" / "best.pt"), device="cpu"))
+    assert parts.model.stages[0].steps.program.constants["pull"] == 0.2
+    assess.run(parts)
+    (entry,) = json.loads((folder / "evaluation.json").read_text())
+    assert entry["correct"] == summary["correct"]
+
+
+def weights(folder, name="last"):
+    return checkpoint.load(folder / "checkpoints" / f"{name}.pt")["state_dict"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_interrupted_run_goes_on_as_if_nothing_had_been(tmp_path, number):
+    options = {"epochs": 4, "model": Model(**TINY, kwargs={"drop_rate": 0.2})}
+    train(tmp_path / "whole", **options)
+    whole = only_run(tmp_path / "whole")
+
+    parts = run.prepare(config(tmp_path / "cut", **options))
+    timer = threading.Timer(0.25, os.kill, (os.getpid(), number))
+    timer.start()
+    with pytest.raises(SystemExit) as stopped:
+        run.train(parts)
+    assert stopped.value.code == 128 + number
+    cut = only_run(tmp_path / "cut")
+    assert not (cut / "summary.json").exists()
+    run.train(run.prepare(Train(resume=str(cut)), ["resume=..."]))
+
+    for name in ("last", "best"):
+        one, two = weights(whole, name), weights(cut, name)
+        assert all(torch.equal(one[key], two[key]) for key in one)
+    for a, b in zip(metrics(whole), metrics(cut), strict=True):
+        assert {k: v for k, v in a.items() if k not in CLOCK} == {k: v for k, v in b.items() if k not in CLOCK}
+    events = EventAccumulator(str(cut)).Reload()
+    assert [point.step for point in events.Scalars("train/loss")] == [1, 2, 3, 4]
+
+
+def test_a_resumed_run_keeps_its_config(tmp_path):
+    train(tmp_path, epochs=2, lr=0.05)
+    folder = only_run(tmp_path)
+    parts = run.prepare(Train(resume=str(folder), epochs=3), ["resume=x", "epochs=3"])
+    assert parts.config.lr == 0.05 and parts.config.epochs == 3
+    run.train(parts)
+    assert [line["epoch"] for line in metrics(folder)] == [1, 2, 3]
+    with pytest.raises(ConfigError, match="keeps its config"):
+        run.prepare(Train(resume=str(folder), lr=0.2), ["lr=0.2"])
+    with pytest.raises(ConfigError, match="done already"):
+        run.prepare(Train(resume=str(folder), epochs=1), ["epochs=1"])
+    with pytest.raises(ConfigError, match="not a run's folder"):
+        run.prepare(Train(resume=str(tmp_path)))
+
+
+def test_a_diverging_run_stops_with_status_1(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        train(tmp_path, lr=1e30, epochs=2)
+    assert stopped.value.code == 1
+    assert "not finite" in capsys.readouterr().out
+
+
+class Malicious:
+    def __reduce__(self):
+        return os.mkdir, ("ran_by_a_pickle",)
+
+
+def test_bad_checkpoints(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    train(tmp_path, epochs=1)
+    best = only_run(tmp_path) / "checkpoints" / "best.pt"
+    whole = best.read_bytes()
+    files = {"truncated": whole[: len(whole) // 2], "empty": b"", "foreign": b"not a checkpoint at all"}
+    files["malicious"] = pickle.dumps({"format": 1, "state_dict": Malicious()})
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    torch.save({"weights": torch.zeros(3)}, tmp_path / "other")
+    torch.save({"state_dict": Malicious(), "format": 1}, tmp_path / "malicious zip")
+    content = checkpoint.load(best)
+    content["state_dict"].popitem()
+    torch.save(content, tmp_path / "incomplete")
+    for name in [*files, "missing", "other", "malicious zip", "incomplete"]:
+        with pytest.raises(CheckpointError) as error:
+            assess.prepare(Evaluate(checkpoint=str(tmp_path / name)))
+        assert "\n" not in " ".join(str(error.value).split("\n\t"))
+    assert not (tmp_path / "ran_by_a_pickle").exists()
+
+
+def test_a_model_by_name_is_evaluated_on_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assess.run(assess.prepare(Evaluate(model="resnet18", device="cpu", data=Data())))
+    (file,) = tmp_path.glob("runs/*/*/evaluation.json")
+    (entry,) = json.loads(file.read_text())
+    assert entry["model"] == "resnet18" and entry["count"] == 360
+
+
+def test_an_existing_file_is_not_overwritten(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes.json").write_text("my notes")
+    parts = assess.prepare(Evaluate(model="hbnet_small", device="cpu", output="notes.json"))
+    with pytest.raises(ConfigError, match="another output"):
+        assess.run(parts)
+    assert (tmp_path / "notes.json").read_text() == "my notes"
