@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timm.layers import ClassifierHead, get_act_layer, get_device_dtype
+from timm.layers import ClassifierHead, get_act_layer
 from timm.models import checkpoint
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
@@ -242,12 +242,7 @@ class Network(nn.Module):
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        stages = (
-            r"^stages\.(\d+)"
-            if coarse
-            else [(r"^stages\.(\d+)\.steps\.body\.\w+?_(\d+)", None), (r"^stages\.(\d+)", None)]
-        )
-        return {"stem": r"^stem", "blocks": [*stages, (r"^norm", (99999,))] if not coarse else stages}
+        return {"stem": r"^stem", "blocks": [(r"^stages\.(\d+)", None), (r"^norm", (99999,))]}
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
@@ -339,6 +334,3 @@ def _stem(kind: str, family: Family, in_chans: int, chs: int) -> nn.Sequential:
     for name, layer in layers.items():
         stem.add_module(name, layer)
     return stem
-
-
-__all__ = ["Network", "Stage", "StageProgram", "design", "get_device_dtype"]

@@ -131,3 +131,13 @@ def test_the_scripts_themselves(tmp_path):
     done = script("evaluate.py", f"checkpoint={best}", "device=cpu")
     assert done.returncode == 0 and line.split("(")[1].split()[0] in done.stdout
     assert "Groups" in (ROOT / "conf" / "train.yaml").read_text() and script("train.py", "--help").returncode == 0
+
+
+def test_the_readmes_example(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    blocks = (ROOT / "README.md").read_text().split("```python\n")[1:]
+    example, library = (block.split("```")[0] for block in blocks)
+    (tmp_path / "my_file.py").write_text(example)
+    assert len(example.splitlines()) <= 12
+    assert call(monkeypatch, "train", "algorithm=my_file.py:averaged", *TINY) == 0
+    exec(library, {})
