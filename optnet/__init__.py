@@ -1,5 +1,6 @@
 """optnet turns an optimization algorithm into a neural network."""
 
+from optnet import analysis, objectives
 from optnet.algorithms import find_algorithm, list_algorithms
 from optnet.emitting import Call, LayerFactory
 from optnet.errors import (
@@ -46,12 +47,14 @@ __all__ = [
     "Unrolled",
     "__version__",
     "algorithm",
+    "analysis",
     "coefficients",
     "create_model",
     "find_algorithm",
     "identity",
     "list_algorithms",
     "list_models",
+    "objectives",
     "trace",
     "unroll",
 ]

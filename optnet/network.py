@@ -59,6 +59,8 @@ def design(
         AlgorithmError: see ``optnet.trace``.
     """
     method = find_algorithm(algorithm)
+    if "unsuited" in method.network:
+        raise ModelError(f"{method.name} makes no classifier: {method.network['unsuited']}")
     if coefficient_init not in COEFFICIENT_INITS:
         raise ModelError(f"coefficient_init='{coefficient_init}' is unknown; it is 'ancestor' or 'algorithm'")
     if not blocks or any(type(steps) is not int or steps < 1 for steps in blocks):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from optnet.errors import AlgorithmError, OperatorError
+from optnet.guarantees import Theorem, Tuning
 from optnet.program import Program
 from optnet.symbols import Iterate, Operator, OperatorSymbol, Recorder
 
@@ -26,7 +27,9 @@ class Algorithm:
         starts: its starting points' names.
         constants: its keyword-only constants with their defaults.
         ancestor: the constants at which the network is its classical ancestor (heavy ball: ResNet), or None.
-        network: defaults of a network built from it (plain JSON values: layer, reading, constants, last).
+        network: defaults of a network built from it (plain JSON values: layer, reading, constants, last, unsuited).
+        tuned: (mu, L) -> the recommended constants for T = id - grad f / L, or None: its defaults.
+        theorem: what it promises at its tuned constants, or None.
 
     Raises:
         AlgorithmError: the signature has no operator, no starting point, no ``steps``, or a constant without a default.
@@ -40,6 +43,8 @@ class Algorithm:
         aliases: Iterable[str] = (),
         ancestor: Mapping[str, Any] | None = None,
         network: Mapping[str, Any] | None = None,
+        tuned: Tuning | None = None,
+        theorem: Theorem | None = None,
     ) -> None:
         self.function = function
         self.name = getattr(function, "__name__", "algorithm")
@@ -50,6 +55,8 @@ class Algorithm:
         self.aliases = tuple(aliases)
         self.ancestor = None if ancestor is None else dict(ancestor)
         self.network = dict(network or {})
+        self.tuned = tuned
+        self.theorem = theorem
         self.operators: dict[str, bool] = {}
         self.starts: tuple[str, ...] = ()
         self.constants: dict[str, Any] = {}
@@ -120,11 +127,16 @@ def algorithm(
     aliases: Iterable[str] = (),
     ancestor: Mapping[str, Any] | None = None,
     network: Mapping[str, Any] | None = None,
+    tuned: Tuning | None = None,
+    theorem: Theorem | None = None,
 ) -> Callable[[Callable[..., Any]], Algorithm]:
     """Decorator: makes a plain function an ``Algorithm`` and registers it under its name (see ``Algorithm``)."""
 
     def decorate(function: Callable[..., Any]) -> Algorithm:
-        made = Algorithm(function, reference=reference, aliases=aliases, ancestor=ancestor, network=network)
+        made = Algorithm(
+            function, reference=reference, aliases=aliases, ancestor=ancestor, network=network, tuned=tuned,
+            theorem=theorem,
+        )  # fmt: skip
         for name in (made.name, *made.aliases):
             other = _REGISTRY.get(name)
             if other is not None and (other.__module__, other.name) != (made.__module__, made.name):

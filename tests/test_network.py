@@ -9,10 +9,10 @@ from methods import OWN, names
 from torch import nn
 
 import optnet
-from optnet import ModelError, Network, create_model, list_algorithms
+from optnet import ModelError, Network, create_model, find_algorithm, list_algorithms
 from optnet.network import design
 
-EVERY = list_algorithms()
+EVERY = [name for name in list_algorithms() if "unsuited" not in find_algorithm(name).network]
 LAYERED = {
     "plain": {"algorithm": "gradient_descent"},
     "basic": {"algorithm": "heavy_ball", "layer": "basic"},

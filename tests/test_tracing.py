@@ -107,9 +107,11 @@ def test_json_and_invariants(method, reading):
 
 
 @pytest.mark.parametrize("reading", ["map", "residual"])
-@pytest.mark.parametrize("method", [m for m in METHODS if m.name != "three_step_mean"], ids=names)
+@pytest.mark.parametrize("method", [m for m in METHODS if m.name not in ("three_step_mean", "pdhg")], ids=names)
 def test_a_fixed_point_stays_one(method, reading):
-    """With T(1) = 1 (F(1) = 0) every method of the library must return 1 from 1: its weights are consistent."""
+    """With T(1) = 1 (F(1) = 0) every method must return 1 from 1: its weights are consistent.
+
+    (PDHG has no such fixed point: its K is no map to be iterated.)"""
     program = trace(method, steps=7, reading=reading)
     values = dict.fromkeys(program.starts, 1.0)
     for step in program.steps:

@@ -1,4 +1,7 @@
-"""ADMM on two copies of one smooth function, and its Jacobi relative. Pure recurrences: no torch, no layers."""
+"""ADMM on two copies of one smooth function, its Jacobi relative, and the general method. No torch, no layers."""
+
+from collections.abc import Callable
+from typing import Any
 
 from optnet.symbols import Iterate, Operator, identity
 from optnet.tracing import algorithm
@@ -53,3 +56,40 @@ def merge_and_run(
             return P((x + y) / 2 + step * (T(x) - x) + step * (T(y) - y))
         x, y = P((x + y) / 2 + step * (T(x) - x)), P((x + y) / 2 + step * (T(y) - y))
     return x, y
+
+
+def alternating_direction(
+    solve_1: Callable[[Any, float], Any],
+    solve_2: Callable[[Any, float], Any],
+    A_1: Callable[[Any], Any],
+    A_2: Callable[[Any], Any],
+    b: Any,
+    x_2: Any,
+    steps: int,
+    *,
+    beta: float = 1.0,
+    growth: float = 1.0,
+    beta_max: float = 1e6,
+) -> tuple[Any, Any, Any]:
+    """The alternating direction method for min f_1(x_1) + f_2(x_2) subject to A_1 x_1 + A_2 x_2 = b, on tensors.
+
+    x_1 = argmin f_1(x) + beta_k/2 |A_1 x - (b - A_2 x_2 - lambda/beta_k)|^2, then x_2 likewise with the new x_1,
+    lambda = lambda + beta_k (A_1 x_1 + A_2 x_2 - b), beta_{k+1} = min(growth beta_k, beta_max). Lin 2019, 'Alternating
+    Direction Method'; Lin, Liu, Su 2011. No network: its inner problems are the caller's.
+
+    Args:
+        solve_1, solve_2: (v, beta) -> argmin_x f_i(x) + beta/2 |A_i x - v|^2.
+        A_1, A_2: the linear maps.
+        x_2: where to start; lambda starts at 0.
+
+    Returns:
+        x_1, x_2 and the multiplier lambda.
+    """
+    multiplier = 0 * b
+    x_1 = None
+    for _ in range(steps):
+        x_1 = solve_1(b - A_2(x_2) - multiplier / beta, beta)
+        x_2 = solve_2(b - A_1(x_1) - multiplier / beta, beta)
+        multiplier = multiplier + beta * (A_1(x_1) + A_2(x_2) - b)
+        beta = min(growth * beta, beta_max)
+    return x_1, x_2, multiplier

@@ -1,0 +1,126 @@
+"""python -m optnet list | show NAME | analyse NAME: the library on a terminal. Prints; computes nothing."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from rich.console import Console
+from rich.table import Table
+
+from optnet import analysis
+from optnet.algorithms import find_algorithm, list_algorithms
+from optnet.errors import ConfigError, RequestError
+from optnet.tracing import Algorithm, trace
+from optnet.zoo import list_models
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command; returns the exit status, 2 for a wrong request (one line on stderr)."""
+    options = _parser().parse_args(arguments)
+    console = Console()
+    try:
+        if options.command == "list":
+            _list(console)
+        elif options.command == "show":
+            _show(console, find_algorithm(options.name), options.steps, options.reading)
+        else:
+            _analyse(console, find_algorithm(options.name), options.kappa, options.steps, options.worst_case)
+    except RequestError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m optnet", description="optnet's library of algorithms")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("list", help="all algorithms and models")
+    show = commands.add_parser("show", help="an algorithm's equations, program and coefficients")
+    analyse = commands.add_parser("analyse", help="an algorithm's rate, stability and theorem")
+    for command in (show, analyse):
+        command.add_argument("name", help="a name, my_file.py:my_method, or a dotted path")
+        command.add_argument("--steps", type=int, default=4 if command is show else 10)
+    show.add_argument("--reading", default="map", help="map or residual")
+    analyse.add_argument("--kappa", type=float, default=100.0, help="the condition number L / mu")
+    analyse.add_argument("--worst-case", action="store_true", help="over all functions, by PEPit (extra: proof)")
+    return parser
+
+
+def _list(console: Console) -> None:
+    table = Table(title="algorithms")
+    for column in ("name", "also", "equation", "promises"):
+        table.add_column(column, overflow="fold")
+    for name in list_algorithms():
+        method = find_algorithm(name)
+        promise = str(method.theorem) if method.theorem else ""
+        table.add_row(name, ", ".join(method.aliases), _equation(method).splitlines()[0], promise)
+    console.print(table)
+    console.print("models: " + ", ".join(list_models()))
+
+
+def _equation(method: Algorithm) -> str:
+    """The docstring's first paragraph."""
+    return (method.__doc__ or "").strip().split("\n\n")[0].replace("\n    ", "\n")
+
+
+def _show(console: Console, method: Algorithm, steps: int, reading: str) -> None:
+    program = trace(method, steps=steps, reading=reading)
+    console.print(f"[bold]{method.name}[/bold]  {_equation(method)}", highlight=False)
+    if method.reference:
+        console.print(method.reference, style="dim", highlight=False)
+    constants = ", ".join(f"{name}={value}" for name, value in method.constants.items())
+    console.print(f"constants: {constants or 'none'}")
+    console.print(str(program), highlight=False)
+    table = Table(title="coefficients")
+    for column in ("sum", "term", "weight"):
+        table.add_column(column, justify="right")
+    for (row, term), weight in program.weights().items():
+        table.add_row(row, term, f"{weight:.6g}")
+    console.print(table)
+
+
+def _analyse(console: Console, method: Algorithm, kappa: float, steps: int, worst_case: bool) -> None:
+    if not kappa > 1 or steps < 1:
+        raise ConfigError(f"--kappa {kappa:g} must be greater than 1 and --steps {steps} at least 1")
+    mu, L = 1 / kappa, 1.0
+    constants = analysis.constants_for(method, mu, L)
+    program = trace(method, steps=steps, **constants)
+    table = Table(title=f"{method.name}, kappa = {kappa:g}, {steps} steps", show_header=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    table.add_row(
+        "constants", ", ".join(f"{name} = {value:.6g}" for name, value in constants.items()) or "its defaults"
+    )
+    factor = analysis.convergence_factor(method, mu, L)
+    table.add_row("factor per step", "not stationary" if factor is None else f"{factor:.6f}")
+    table.add_row("error on quadratics", f"{analysis.errors(method, mu, L, steps)[-1]:.6g} after {steps} steps")
+    diagnosis = analysis.diagnose(program)
+    for sentence in diagnosis.sentences:
+        name, _, rest = sentence.partition(":")
+        table.add_row(name.lower(), rest.strip())
+    table.add_row("nearest method", f"{diagnosis.nearest[0] or 'none'}, at a distance of {diagnosis.nearest[1]:.3g}")
+    if method.theorem is None:
+        table.add_row("theorem", "none declared")
+    else:
+        margin = analysis.theorem_margin(method, mu, L, steps)
+        table.add_row("theorem", f"{method.theorem} ({method.theorem.reference})")
+        holds = "holds" if margin is not None and margin <= 1 + 1e-9 else "DOES NOT HOLD"
+        table.add_row("on quadratics", f"{holds}: at most {margin:.4f} of the bound")
+    if worst_case:
+        table.add_row("worst case", _worst_case(method, mu, L, steps, constants))
+    console.print(table)
+
+
+def _worst_case(method: Algorithm, mu: float, L: float, steps: int, constants: dict[str, float]) -> str:
+    """Of the theorem's metric, over its class of functions; of the function value if there is none."""
+    theorem = method.theorem
+    metric, initial = (theorem.metric, theorem.initial) if theorem else ("gap", "distance")
+    mu = 0.0 if theorem and theorem.functions == "convex" else mu
+    value = analysis.worst_case(method, mu, L, steps, metric=metric, initial=initial, **constants)
+    functions = f"{mu:g}-strongly convex" if mu else "convex"
+    return f"{analysis.METRICS[metric]} <= {value:.6g} {analysis.INITIAL[initial]} over all {L:g}-smooth {functions} f"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
