@@ -32,7 +32,7 @@ def _check_range(mu: float, L: float) -> None:
 
 def run_on_scalars(program: Program, w: Array, start: Array | float = 1.0) -> dict[str, Array]:
     """Every value of the program where the first operator multiplies by ``w`` and the others do nothing."""
-    first = program.operators[0]
+    first = program.main
     values: dict[str, Array] = {name: np.broadcast_to(start, np.shape(w)).astype(float) for name in program.starts}
     for step in program.steps:
         if isinstance(step, Combine):
@@ -53,7 +53,7 @@ def _combination(row: Combine, values: Mapping[str, Array]) -> Array:
 
 def error_polynomial(program: Program, mu: float, L: float) -> chebyshev.Chebyshev:
     """The error of the program's (first) result as a polynomial in lambda on [mu, L], from a start of error 1."""
-    degree = sum(step.operator == program.operators[0] for step in program.applies)
+    degree = sum(step.operator == program.main for step in program.applies)
     nodes = np.cos(np.pi * (np.arange(degree + 1) + 0.5) / (degree + 1))
     lam = mu + (L - mu) * (nodes + 1) / 2
     values = run_on_scalars(program, 1 - lam / L)[program.results[-1]]
@@ -103,7 +103,7 @@ class Recurrence:
     def matrix(self, w: float) -> Array:
         size = len(self.live[0])
         values: dict[str, Array] = dict(zip(self.live[0], np.eye(size), strict=True))
-        main = self.program.operators[0]
+        main = self.program.main
         for step in self.program.steps[self.first : self.second]:
             if isinstance(step, Combine):
                 values[step.value] = _combination(step, values)
@@ -209,7 +209,7 @@ def canonical_table(program: Program) -> Array:
 
     Two programs with the same table are the same method, however they are written and read.
     """
-    calls = [step for step in program.applies if step.operator == program.operators[0]]
+    calls = [step for step in program.applies if step.operator == program.main]
     column = {step.value: len(program.starts) + i for i, step in enumerate(calls)}
     size = len(program.starts) + len(calls)
     values: dict[str, Array] = {start: np.eye(size)[i] for i, start in enumerate(program.starts)}
@@ -263,7 +263,7 @@ class Diagnosis:
 def diagnose(program: Program) -> Diagnosis:
     """Whether a program, textbook or learned, is consistent, zero-stable, and of bounded activations."""
     off = sum_rule(program)
-    depth = max(1, sum(step.operator == program.operators[0] for step in program.applies))
+    depth = max(1, sum(step.operator == program.main for step in program.applies))
     amplified, sizes = amplification(program), growth(program)
     limit = 10.0 * depth + 10
     consistent, stable, bounded = off < 1e-6, amplified <= limit, max(sizes) <= 100

@@ -93,7 +93,11 @@ class Emitter:
         results = [self.nodes[value] for value in self.program.results]
         self.graph.output(results if self.packed else tuple(results) if self.program.several else results[0])
         name = "".join(part.title() for part in self.program.name.split("_"))
-        return fx.GraphModule(self.root, self.graph, class_name=name if name.isidentifier() else "Program")
+        body = fx.GraphModule(self.root, self.graph, class_name=name if name.isidentifier() else "Program")
+        if body.graph.eliminate_dead_code():  # with fixed weights: what is used with weight 0 alone
+            body.recompile()
+            body.delete_all_unused_submodules()
+        return body
 
     def _place_starts(self) -> None:
         if self.packed:
@@ -193,7 +197,7 @@ class Emitter:
         for steps in self._layers([term for term in weights if term in self.folded]):
             name = steps[0].value
             if len(steps) > 1:
-                parts.append((self._call(steps, self._constants(row, [weights[s.value] for s in steps])), 1.0, name))
+                parts.append((self._call(steps, self._constants(steps, [weights[s.value] for s in steps])), 1.0, name))
             elif weights[name] or len(weights) == 1:
                 parts.append((self._call(steps, None), weights[name], name))
         parts += [
@@ -210,12 +214,10 @@ class Emitter:
             total = self._add(row, term, total, node, weight)
         return total
 
-    def _constants(self, row: str, weights: list[float]) -> list[fx.Node] | None:
-        """Fixed weights for a layer that takes a whole sum; None if they are all 1."""
+    def _constants(self, steps: list[Apply], weights: list[float]) -> list[fx.Node] | None:
+        """Fixed weights for a layer that takes a whole sum, in the precision of its input; None if they are all 1."""
         if all(weight == 1 for weight in weights):
             return None
-        name = f"constants_{row}"
-        values = torch.tensor(weights, dtype=self.place["dtype"], device=self.place["device"])
-        self.root.register_buffer(name, values, persistent=False)
-        unbound = self.graph.call_method("unbind", (self.graph.get_attr(name),))
+        first = self.raw.get(steps[0].argument) or self.nodes[steps[0].argument]
+        unbound = self.graph.call_method("unbind", (self.graph.call_method("new_tensor", (first, weights)),))
         return [self.graph.call_function(getitem, (unbound, i)) for i in range(len(weights))]

@@ -105,10 +105,10 @@ class Stage(nn.Module):
         start = program.start
         self.streams = len(start.starts)
         self.out_streams = len(start.results) if len(start.results) in (1, self.streams) else 1
-        self.out_chs = family.out_chs(start.starts[0] in start.results, len(start.results) // self.out_streams)
+        self.out_chs = family.out_chs(start.results.count(start.starts[0]), len(start.results) // self.out_streams)
         self.transitions = nn.ModuleList(family.transition() for _ in range(self.streams))
         operators = {name: family.P() for name in start.operators}
-        operators[start.operators[0]] = family.T()
+        operators[start.main] = family.T()
         shortcuts = {name: family.shortcut() for name in start.starts}
         self.steps = unroll(
             start, textbook=program.textbook, operators=operators, coefficients=coefficients, per_channel=per_channel,
@@ -191,6 +191,8 @@ class Network(nn.Module):
             raise ModelError(f"blocks={list(blocks)} and widths={list(widths)} must have one entry for each stage")
         if coefficients not in COEFFICIENTS:
             raise ModelError(f"coefficients='{coefficients}' is unknown; it is 'learnable' or 'fixed'")
+        if any(type(width) is not int or width < 1 for width in [*widths, stem_width or 1]):
+            raise ModelError(f"widths={list(widths)} and stem_width={stem_width} must be whole numbers of at least 1")
         if programs is not None:
             if layer is None:
                 raise ModelError("programs= needs layer=, the layers' family they were made for")
@@ -204,6 +206,10 @@ class Network(nn.Module):
                 algorithm, blocks, layer=layer, reading=reading, coefficient_init=coefficient_init,
                 algorithm_kwargs=algorithm_kwargs,
             )  # fmt: skip
+        if per_channel and layer == "dense_bc":
+            raise ModelError(
+                "per_channel=true does not go with layer=dense_bc: its sums and its iterates differ in width"
+            )
         self.programs = stages
         self.layer = layer
         self.streams = len(stages[0].start.starts)

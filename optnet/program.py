@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from keyword import iskeyword
 from typing import Any
 
 from optnet.errors import ProgramError
@@ -68,6 +69,9 @@ class Program:
 
     def __post_init__(self) -> None:
         known: set[str] = set()
+        calls = [(step.operator, step.index) for step in self.steps if isinstance(step, Apply)]
+        if len(set(calls)) < len(calls) or not all(name.isidentifier() and index >= 0 for name, index in calls):
+            raise ProgramError(f"{self.name}: every call needs an operator's name and a number of its own")
         for value in self.starts:
             _define(value, known)
         for step in self.steps:
@@ -90,6 +94,11 @@ class Program:
     @property
     def combines(self) -> Iterator[Combine]:
         return (step for step in self.steps if isinstance(step, Combine))
+
+    @property
+    def main(self) -> str:
+        """The operator that the algorithm declares first: the layer T, the gradient step."""
+        return next((name for name in self.readings if name in self.operators), self.operators[0])
 
     @property
     def operators(self) -> tuple[str, ...]:
@@ -196,7 +205,9 @@ class Program:
                 str(data["name"]), tuple(map(str, data["starts"])), tuple(steps), tuple(map(str, data["results"])),
                 bool(data["several"]), dict(data["readings"]), dict(data["constants"]),
             )  # fmt: skip
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        except ProgramError:
+            raise
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ProgramError(f"this is not the JSON of a program ({type(error).__name__}: {error})") from None
 
     def __str__(self) -> str:
@@ -231,7 +242,7 @@ class Program:
 
 
 def _define(value: str, known: set[str]) -> None:
-    if not value.isidentifier():
+    if not value.isidentifier() or iskeyword(value):
         raise ProgramError(f"'{value}' is not a name for a value")
     if value in known:
         raise ProgramError(f"{value} is set twice")
@@ -306,19 +317,21 @@ class _Folding:
         """Takes ``row`` into its users if the rules say so; returns the rows that may now be taken in themselves."""
         terms, users = self.rows[row], self.users.get(row, set())
         pinned = bool(self.pinned_by.get(row)) or row in self.results
+        worthless = len(terms) == 1 or not any(terms.values())  # its coefficients would do what others do already
         if len(terms) == 1 and next(iter(terms.values())) == 1.0:
             self._rename(row, next(iter(terms)))
-        elif pinned or not (
-            len(users) <= 1
-            or len(terms) == 1
-            or not any(terms.values())
-            or not any(self.rows[user][row] for user in users)
+            pinned = False
+        elif (pinned and not (users and worthless)) or not (
+            pinned or worthless or len(users) <= 1 or not any(self.rows[user][row] for user in users)
         ):
             return set()
-        for user in users:
+        for user in list(users):
             scale = self.rows[user].pop(row)
             for term, weight in terms.items():
                 self._add(user, term, scale * weight)
+        if pinned:  # it stays for the call or the result
+            self.users[row] = set()
+            return set(users)
         for term in terms:
             self.users[term].discard(row)
         del self.rows[row]

@@ -107,6 +107,8 @@ class Algorithm:
                 known = ", ".join(f"{key}={default}" for key, default in self.constants.items()) or "none"
                 raise AlgorithmError(f"{self.name} has no constant '{name}'; it has: {known}")
             kind, default = self._types[name], self.constants[name]
+            if value is not None and not isinstance(value, (bool, int, float, str)):
+                raise AlgorithmError(f"{self.name}: {name}={value!r} must be a number, true or false, or a word")
             wants_bool = kind is bool or type(default) is bool
             is_number = type(value) in (int, float)
             if wants_bool != isinstance(value, bool) or (kind in (float, int) and not is_number):
@@ -114,7 +116,7 @@ class Algorithm:
                 raise AlgorithmError(f"{self.name}: {name}={value!r} must be {wanted}, for instance {name}={default}")
             if kind is int and type(value) is not int:
                 raise AlgorithmError(f"{self.name}: {name}={value!r} must be a whole number, for instance {default}")
-            if is_number and not math.isfinite(value):
+            if isinstance(value, (int, float)) and not math.isfinite(value):
                 raise AlgorithmError(f"{self.name}: {name}={value} must be finite, for instance {name}={default}")
 
 

@@ -45,8 +45,9 @@ class Unrolled(nn.Module):
     @torch.jit.ignore
     def _run(self, *starts: Any) -> Any:
         if not self._checked and not torch.compiler.is_compiling() and _is_real(starts):
+            results = _CheckedRun(self.body, self.program.name).run(*starts)
             self._checked = True
-            return _CheckedRun(self.body, self.program.name).run(*starts)
+            return results
         return self.body(*starts)
 
     def extra_repr(self) -> str:

@@ -31,7 +31,28 @@ def restarted(T: Operator, x: Iterate, steps: int, *, beta: float = 0.6, P: Oper
     return x
 
 
-OWN = [as_algorithm(function) for function in (relaxed_splitting, three_step_mean, restarted)]
+def projected_first(T: Operator, x: Iterate, steps: int, *, P: Operator = identity) -> Iterate:
+    """x_{k+1} = P(T(x_k)) from P(x_0): an operator other than the first on the starting point."""
+    x = P(x)
+    for _ in range(steps):
+        x = P(T(x))
+    return x
+
+
+def second_first(T: Operator, S: Operator, x: Iterate, steps: int) -> tuple[Iterate, ...]:
+    """x_{k+1} = (T(x_k) + y) / 2, y = S(x_0) called once and first; returns a start and one result twice."""
+    start = x
+    y = S(x)
+    x = y
+    for _ in range(steps):
+        x = 0.5 * T(x) + 0.5 * y
+    return start, x, x
+
+
+OWN = [
+    as_algorithm(function)
+    for function in (relaxed_splitting, three_step_mean, restarted, projected_first, second_first)
+]
 METHODS: list[Algorithm] = [*map(find_algorithm, list_algorithms()), *OWN]
 FEATURES = 6
 

@@ -54,6 +54,8 @@ BAD = [
     "optim.name=nonsense", "optim.momentum=2", "schedule=nonsense", "schedule.name=nonsense",
     "schedule.warmup=2", "device=nonsense", "device=cuda:99", "resume=none", "resume=empty",
     "experiment=nonsense", "=3", "-m seed=0,1 epochs=0", "-m epochs=1,0",
+    "--nonsense", "--cfg job epochs=abc", "epochs=???", "schedule.milestones=[3,-1]", "model=vgg11",
+    "optim.name=adahessian", "model.widths=[0,8,8]", "runs=mine.py", "name=/abs", "name=../x",
 ]  # fmt: skip
 
 
@@ -66,7 +68,7 @@ def test_wrong_requests(request_, tmp_path, monkeypatch, capsys):
     before = set(tmp_path.rglob("*"))
     assert call(monkeypatch, "train", *request_.split()) == 2
     out, err = capsys.readouterr()
-    assert err.startswith("error: ") and err.count("\n") == 1 and not out
+    assert err.startswith("error: ") and err.count("\n") == 1 and not out, err
     last = request_.split()[-1]
     value = last.partition("=")[2]
     assert (

@@ -175,6 +175,8 @@ def test_the_dense_family_refuses_to_add_a_start_of_another_shape():
         {"coefficients": "frozen"},
         {"coefficient_init": "random"},
         {"stem": "huge"},
+        {"widths": (0, 8)},
+        {"widths": (4, 8), "layer": "dense_bc", "per_channel": True},
         {"act_layer": "nonsense"},
         {"programs": [{"start": "x"}], "layer": "basic"},
         {"nonsense": 1},
@@ -184,6 +186,13 @@ def test_bad_options(options):
     with pytest.raises(ModelError) as error:
         create_model("heavy_ball", **{**SMALL, **options})
     assert "\n" not in str(error.value)
+
+
+def test_the_operator_declared_first_is_the_layer():
+    for method in OWN[3:]:
+        body = build(algorithm=method).stages[0].steps.body
+        kinds = {name.split("_")[0]: type(layer).__name__ for name, layer in body.named_children()}
+        assert "Branch" in kinds["T"] and "Branch" not in kinds.get("P", kinds.get("S"))
 
 
 def test_layers_are_chosen_by_the_algorithm():

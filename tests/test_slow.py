@@ -33,7 +33,9 @@ def test_digits_over_five_seeds(tmp_path):
 def test_mnist(tmp_path, model):
     (run,) = train(tmp_path, "experiment=mnist_quick", f"model={model}", "device=cpu")
     print(f"MNIST, {model}: {run['final']} in {run['train_seconds']:.0f} s")
-    assert run["final"] >= 99 and run["train_seconds"] < 600
+    assert run["final"] >= 99
+    if model == "hbnet_small":
+        assert run["train_seconds"] < 600
 
 
 @real

@@ -85,6 +85,14 @@ def test_values_that_would_own_dead_coefficients_fold():
     }
 
 
+def test_an_argument_without_coefficients_of_its_own_folds_into_sums():
+    def method(T: Operator, x: Iterate, steps: int):
+        y = 0 * x
+        return T(y) + y
+
+    assert rows(trace(method, steps=1)) == {"x1": {"x": 0.0}, "x2": {"x": 0.0, "T0": 1.0}}
+
+
 def test_what_the_result_does_not_need_is_dropped():
     def wasteful(T: Operator, x: Iterate, steps: int):
         T(T(x))
@@ -269,7 +277,14 @@ def test_operators_and_constants_must_exist():
     for reading in ("nonsense", {"Q": "map"}, {"P": "map"}):
         with pytest.raises(OperatorError):
             trace(method, steps=1, reading=reading)
-    for constants in ({"gamma": 1}, {"beta": "x"}, {"beta": math.nan}, {"beta": True}, {"beta": None}):
+    for constants in (
+        {"gamma": 1},
+        {"beta": "x"},
+        {"beta": math.nan},
+        {"beta": True},
+        {"beta": None},
+        {"beta": (0.3,)},
+    ):
         with pytest.raises(AlgorithmError):
             trace(method, steps=1, **constants)
 
@@ -301,5 +316,5 @@ def test_programs_check_themselves():
 
 @pytest.mark.parametrize("method", METHODS, ids=names)
 def test_every_algorithm_says_what_it_is(method):
-    assert (method.__doc__ and "x_{k+1}" in method.__doc__) or method.name == "restarted"
+    assert (method.__doc__ and "x_{k+1}" in method.__doc__) or method.name in ("restarted",)
     assert required(method) and identity(3) == 3

@@ -4,7 +4,7 @@ import json
 import os
 import pickle
 import signal
-import threading
+import time
 
 import pytest
 import torch
@@ -129,13 +129,20 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_been(tmp_path, number):
     whole = only_run(tmp_path / "whole")
 
     parts = run.prepare(config(tmp_path / "cut", **options))
-    timer = threading.Timer(0.25, os.kill, (os.getpid(), number))
-    timer.start()
+    seen = []
+
+    def interrupt(*args):
+        seen.append(args)
+        if len(seen) == 35:  # in the second epoch, validation batches counted
+            os.kill(os.getpid(), number)
+
+    parts.model.register_forward_pre_hook(interrupt)
     with pytest.raises(SystemExit) as stopped:
         run.train(parts)
     assert stopped.value.code == 128 + number
     cut = only_run(tmp_path / "cut")
     assert not (cut / "summary.json").exists()
+    time.sleep(1.1)  # TensorBoard orders the event files of one process by the second
     run.train(run.prepare(Train(resume=str(cut)), ["resume=..."]))
 
     for name in ("last", "best"):
@@ -154,6 +161,7 @@ def test_a_resumed_run_keeps_its_config(tmp_path):
     assert parts.config.lr == 0.05 and parts.config.epochs == 3
     run.train(parts)
     assert [line["epoch"] for line in metrics(folder)] == [1, 2, 3]
+    assert run.prepare(Train(resume=str(folder)), ["resume=x"]).config.epochs == 3
     with pytest.raises(ConfigError, match="keeps its config"):
         run.prepare(Train(resume=str(folder), lr=0.2), ["lr=0.2"])
     with pytest.raises(ConfigError, match="done already"):
@@ -206,7 +214,8 @@ def test_a_model_by_name_is_evaluated_on_its_own(tmp_path, monkeypatch):
 def test_an_existing_file_is_not_overwritten(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "notes.json").write_text("my notes")
-    parts = assess.prepare(Evaluate(model="hbnet_small", device="cpu", output="notes.json"))
     with pytest.raises(ConfigError, match="another output"):
-        assess.run(parts)
+        assess.prepare(Evaluate(model="hbnet_small", device="cpu", output="notes.json"))
+    with pytest.raises(ConfigError, match="must be a file"):
+        assess.prepare(Evaluate(model="hbnet_small", device="cpu", output="notes.json/a.json"))
     assert (tmp_path / "notes.json").read_text() == "my notes"

@@ -9,7 +9,7 @@ from methods import FEATURES, METHODS, layer, names, required, starts
 from torch import nn
 
 import optnet
-from optnet import OperatorError, Program, ProgramError, ShapeError, find_algorithm, trace, unroll
+from optnet import Iterate, Operator, OperatorError, Program, ProgramError, ShapeError, find_algorithm, trace, unroll
 from optnet.emitting import LayerFactory
 
 READINGS = ["map", "residual"]
@@ -164,6 +164,30 @@ def test_all_fresh_calls_of_a_sum_are_one_layer(coefficients):
     assert_close(network(*starts(dense)), wanted)
 
 
+def two_sums(T: Operator, S: Operator, x: Iterate, y: Iterate, steps: int):
+    return 2 * T(x) + 3 * T(y) + 5 * S(x) + 7 * S(y)
+
+
+@pytest.mark.parametrize("coefficients", ["fixed", "learnable"])
+def test_two_operators_that_take_whole_sums(coefficients):
+    class Sum(nn.Module):
+        def forward(self, xs, weights=None):
+            return sum(w * x for w, x in zip(weights, xs, strict=True))
+
+    factory = LayerFactory(lambda call: Sum(), weighted=True, sums=True)
+    network = unroll(two_sums, steps=1, operators={"T": factory, "S": factory}, coefficients=coefficients)
+    x, y = torch.randn(2, 3, 4, dtype=torch.float64)
+    assert torch.allclose(network.double()(x, y), 7 * x + 10 * y, rtol=1e-14)
+
+
+def test_fixed_weights_cost_nothing_where_they_are_zero():
+    network = unroll(
+        find_algorithm("hb"), steps=1, operators={"T": nn.Linear(2, 3)}, shortcuts={"x": nn.Linear(2, 3)},
+        coefficients="fixed",
+    )  # fmt: skip
+    assert [name for name, _ in network.body.named_children()] == ["T"]
+
+
 def test_tied_and_untied():
     method = find_algorithm("hb")
     tied = unroll(method, steps=3, operators={"T": layer("tanh")})
@@ -278,6 +302,7 @@ def test_bad_requests():
 @pytest.mark.parametrize("coefficients", ["fixed", "learnable"])
 def test_shapes_that_do_not_match_are_named(T, coefficients):
     network = unroll(find_algorithm("hb"), steps=1, operators={"T": T}, coefficients=coefficients, reading="residual")
-    with pytest.raises(ShapeError, match="x1 adds") as error:
-        network(torch.randn(2, FEATURES))
+    for _ in range(2):
+        with pytest.raises(ShapeError, match="x1 adds") as error:
+            network(torch.randn(2, FEATURES))
     assert "\n" not in str(error.value)

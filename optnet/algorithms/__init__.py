@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import pkgutil
+import sys
 from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
@@ -54,14 +55,16 @@ def find_algorithm(spec: str | Callable[..., Any]) -> Algorithm:
 def _load_file(path: str) -> ModuleType:
     if not Path(path).is_file():
         raise AlgorithmError(f"there is no file {path}; an algorithm of your own is my_file.py:my_method")
-    found = importlib.util.spec_from_file_location(Path(path).stem, path)
+    found = importlib.util.spec_from_file_location(f"optnet_user_{Path(path).stem}", path)
     assert found is not None and found.loader is not None
     module = importlib.util.module_from_spec(found)
+    sys.modules[module.__name__] = module  # dataclasses and pickle look there
     try:
         found.loader.exec_module(module)
     except AlgorithmError:
         raise
     except Exception as error:
+        del sys.modules[module.__name__]
         raise AlgorithmError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
     return module
 

@@ -193,8 +193,8 @@ def _folder(root: Path, validation: float, seed: int, size: int) -> DataSet:
     test_root = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
     pictures, classes = _image_folder(train_root)
     held_out, rest = _split(len(pictures), validation, seed)
-    if train_root == root or test_root is None:  # one folder: a fixed part of it is the test split
-        test_index, train_index = _split(len(pictures), validation, 0)
+    if train_root == root or test_root is None:  # one folder: a fixed fifth of it is the test split
+        test_index, train_index = _split(len(pictures), 0.2, 0)
         test, kept = pictures.select(test_index), pictures.select(train_index)
         held_out, rest = _split(len(kept), validation, seed)
         pictures = kept

@@ -20,6 +20,12 @@ def _generator(*numbers: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def _count(images: int, batch_size: int, training: bool) -> int:
+    """How many batches; training leaves out a last batch of a single picture, which batch norm cannot take."""
+    lone = training and batch_size > 1 and images % batch_size == 1
+    return max(1, -(-images // batch_size) - lone)
+
+
 def pad_crop(images: Tensor, padding: int, generator: torch.Generator) -> Tensor:
     """Zero-pads by ``padding`` pixels and crops each image (n, c, h, w) back to its size at a place of its own."""
     n, _, height, width = images.shape
@@ -74,7 +80,7 @@ class TensorLoader:
         self.seed = seed
 
     def __len__(self) -> int:
-        return -(-len(self.labels) // self.batch_size)
+        return _count(len(self.labels), self.batch_size, self.shuffle)
 
     def batches(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
         order = torch.arange(len(self.labels))
@@ -123,14 +129,15 @@ class FileLoader:
         self.device, self.shuffle, self.workers, self.seed = device, shuffle, workers, seed
 
     def __len__(self) -> int:
-        return -(-len(self.dataset) // self.batch_size)  # type: ignore[arg-type]
+        return _count(len(self.dataset), self.batch_size, self.shuffle)  # type: ignore[arg-type]
 
     def batches(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
         n = len(self.dataset)  # type: ignore[arg-type]
         order = torch.randperm(n, generator=_generator(self.seed, epoch)) if self.shuffle else torch.arange(n)
+        chosen = order[start * self.batch_size : len(self) * self.batch_size].tolist()
         loader = DataLoader(
             _Seeded(self.dataset, self.transform, self.seed, epoch), self.batch_size, num_workers=self.workers,
-            sampler=order[start * self.batch_size :].tolist(), pin_memory=self.device.type == "cuda",
+            sampler=chosen, pin_memory=self.device.type == "cuda", generator=_generator(self.seed, epoch),
         )  # fmt: skip
         for images, labels in loader:
             yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)

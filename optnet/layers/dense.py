@@ -71,8 +71,8 @@ class Dense(Family):
         layers = [self.norm(self.in_chs), self.act(), self.conv(self.in_chs, self.stage_chs, 1)]
         return nn.Sequential(*layers, nn.AvgPool2d(self.stride, self.stride))
 
-    def out_chs(self, takes_start: bool, results: int) -> int:
-        return self.chs * (results - takes_start) + self.stage_chs * takes_start
+    def out_chs(self, own: int, results: int) -> int:
+        return self.chs * (results - own) + self.stage_chs * own
 
 
 class DenseBC(Dense):

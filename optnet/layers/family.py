@@ -72,8 +72,8 @@ class Family:
         """What the stage's input goes through first: the restart of the algorithm at another width."""
         return nn.Identity()
 
-    def out_chs(self, takes_start: bool, results: int) -> int:
-        """Channels of the results side by side."""
+    def out_chs(self, own: int, results: int) -> int:
+        """Channels of the results side by side, ``own`` of which are the starting point itself."""
         return self.chs * results
 
     def entry(self, call: Call) -> tuple[int, int]:

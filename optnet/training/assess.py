@@ -40,6 +40,11 @@ def prepare(config: Evaluate, overrides: Sequence[str] = ()) -> Parts:
     """
     if (config.checkpoint is None) == (config.model is None):
         raise ConfigError("give either checkpoint=FILE or model=NAME to evaluate")
+    if config.output is not None:
+        output = Path(config.output).absolute()
+        if output.is_dir() or not next(path for path in output.parents if path.exists()).is_dir():
+            raise ConfigError(f"output={config.output} must be a file in a folder, like evaluation.json")
+        _earlier(output)
     device = setup.device(config.device)
     if config.checkpoint is not None:
         content = checkpoint.load(config.checkpoint)

@@ -12,10 +12,11 @@ import timm
 import torch
 from torch import nn
 
-from optnet.errors import CheckpointError, ModelError
+from optnet.errors import CheckpointError, RequestError
 from optnet.network import Network
 
 FORMAT = 1
+REQUIRED = {"model", "state_dict", "optimizer", "progress", "rng", "config", "classes"}
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
@@ -45,7 +46,7 @@ def load(path: str | Path) -> dict[str, Any]:
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise CheckpointError(f"{path} is truncated or not a checkpoint ({reason[0][:120]})") from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT or "state_dict" not in content:
+    if not isinstance(content, dict) or content.get("format") != FORMAT or not set(content) >= REQUIRED:
         raise CheckpointError(f"{path} is not a checkpoint of optnet (format {FORMAT})")
     return content
 
@@ -71,6 +72,6 @@ def rebuild(content: dict[str, Any]) -> nn.Module:
     try:
         model: nn.Module = timm.create_model(described["name"], **described["kwargs"])
         model.load_state_dict(content["state_dict"])
-    except (RuntimeError, TypeError, ModelError) as error:
-        raise CheckpointError(f"the checkpoint's weights do not fit {described['name']}: {error}") from None
+    except (RuntimeError, TypeError, KeyError, RequestError) as error:
+        raise CheckpointError(f"the checkpoint's weights do not fit its model: {str(error).splitlines()[0]}") from None
     return model

@@ -10,6 +10,7 @@ from typing import Any
 
 import hydra
 import timm
+from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -35,16 +36,17 @@ def run(
     sweep before the first one runs. A wrong request ends with one line on stderr and status 2.
     """
     prepared: list[Any] = []
-    arguments = sys.argv[1:]
     store = ConfigStore.instance()
     store.store(name=f"{name}_schema", node=schema)
     try:
-        arguments = sys.argv[1:] = _register_choices(store, arguments)
-        if not any(argument in _ASKS for argument in arguments):
-            sweep = "-m" in arguments or "--multirun" in arguments
-            for overrides in _jobs([a for a in arguments if not a.startswith("-")], sweep):
-                prepared = [prepare(_compose(name, schema, overrides, conf), overrides)]
-            if sweep:
+        sys.argv[1:] = _register_choices(store, sys.argv[1:])
+        asked = _arguments(sys.argv[1:])
+        if not (asked.help or asked.hydra_help or asked.config_dir or asked.config_path or asked.config_name):
+            for overrides in _jobs(asked.overrides, asked.multirun):
+                config = _compose(name, schema, overrides, conf)
+                if not (asked.cfg or asked.info or asked.shell_completion):
+                    prepared = [prepare(config, overrides)]
+            if asked.multirun:
                 prepared.clear()
     except RequestError as error:
         _refuse(error)
@@ -59,7 +61,15 @@ def run(
     hydra.main(version_base=None, config_path=str(conf), config_name=name)(main)()
 
 
-_ASKS = ("-h", "--help", "--hydra-help", "--version", "-c", "--cfg", "-i", "--info", "-p", "--package", "-sc")
+def _arguments(arguments: list[str]) -> Any:
+    """The command line as Hydra reads it."""
+    parser = get_args_parser()
+
+    def fail(message: str) -> None:
+        raise ConfigError(f"{message}; options are written key=value, see --help")
+
+    parser.error = fail  # type: ignore[method-assign, assignment]
+    return parser.parse_args(arguments)
 
 
 def _refuse(error: Exception) -> None:
@@ -122,6 +132,8 @@ def _compose(name: str, schema: type[Any], overrides: list[str], conf: Path) -> 
 
 
 def _typed(schema: type[Any], config: Any) -> Any:
+    if missing := OmegaConf.missing_keys(config):
+        raise ConfigError(f"{', '.join(sorted(missing))}: ??? is no value; give one")
     try:
         typed = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), config))
     except OmegaConfBaseException as error:

@@ -110,12 +110,19 @@ class Evaluate:
     data: Data | None = None
 
 
+def _check_milestones(milestones: list[float]) -> None:
+    if sorted(milestones) != milestones or not all(0 < part < 1 for part in milestones):
+        raise ConfigError(f"schedule.milestones={milestones} must be rising parts of the run, like [0.5, 0.75]")
+
+
 def check(config: Any, prefix: str = "") -> None:
     """Compares every value with its key's range and choices.
 
     Raises:
         ConfigError: with the key, the bad value and valid ones.
     """
+    if isinstance(config, Schedule):
+        _check_milestones(config.milestones)
     for key in fields(config):
         value, name, limits = getattr(config, key.name), f"{prefix}{key.name}", key.metadata
         if is_dataclass(value):

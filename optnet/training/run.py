@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import resource
 import signal
@@ -22,7 +23,7 @@ from rich.progress import Progress as Bar
 from torch import nn
 
 from optnet.data import DataSet
-from optnet.errors import ConfigError
+from optnet.errors import CheckpointError, ConfigError
 from optnet.training import checkpoint, setup
 from optnet.training.config import Train, check
 from optnet.training.logbook import Logbook, is_terminal, new_folder, write_json
@@ -57,16 +58,27 @@ def prepare(config: Train, overrides: Sequence[str] = ()) -> Parts:
         resumed = checkpoint.load(Path(str(config.resume)) / "checkpoints" / "last.pt")
         if config.epochs < resumed["progress"]["epoch"]:
             raise ConfigError(f"epochs={config.epochs} is less than the {resumed['progress']['epoch']} done already")
+    _check_place(config.runs, config.name)
     device = setup.device(config.device)
     data = setup.data(config.data, config.seed)
     torch.manual_seed(config.seed)
     if resumed is None:
         model, kwargs = setup.model(config.model, config.algorithm, len(data.classes), data.shape[0])
         described = checkpoint.describe(model, config.model.name, kwargs)
-        setup.optimizer(config.optim, model, config.lr)
+        setup.try_step(model, data.shape, config.optim, config.lr)
     else:
         model, described = checkpoint.rebuild(resumed), resumed["model"]
     return Parts(config, device, data, model.to(device), described, resumed)
+
+
+def _check_place(runs: str, name: str | None) -> None:
+    """Whether a run's folder can be made there."""
+    if name is not None and (Path(name).is_absolute() or ".." in Path(name).parts or not name.strip()):
+        raise ConfigError(f"name={name} must be the name of a folder under runs/")
+    place = Path(runs).absolute() / (name or "")
+    existing = next(path for path in (place, *place.parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise ConfigError(f"runs={runs}: {existing} is no folder that can be written to; give another one")
 
 
 def _stored(config: Train, overrides: Sequence[str]) -> Train:
@@ -104,13 +116,16 @@ def train(parts: Parts) -> float:
     progress = Progress()
     if parts.resumed is None:
         folder = new_folder(config.runs, config.name or f"{_model_name(config)}-{data.name}")
-        OmegaConf.save(OmegaConf.structured(config), folder / "config.yaml")
     else:
         folder = Path(str(config.resume))
-        progress = Progress(**parts.resumed["progress"])
-        optimizer.load_state_dict(parts.resumed["optimizer"])
+        try:
+            progress = Progress(**parts.resumed["progress"])
+            optimizer.load_state_dict(parts.resumed["optimizer"])
+            torch.set_rng_state(parts.resumed["rng"])
+        except (TypeError, ValueError, KeyError, RuntimeError) as error:
+            raise CheckpointError(f"{folder}: its last checkpoint does not fit its run ({error})") from None
         scheduler.step_update(progress.updates)
-        torch.set_rng_state(parts.resumed["rng"])
+    OmegaConf.save(OmegaConf.structured(config), folder / "config.yaml")
     logbook = Logbook(folder, progress.epoch)
     parameters = sum(p.numel() for p in model.parameters())
     logbook.say(f"{data}; {_model_name(config)}, {parameters:,} parameters, on {device}; in {folder}")
@@ -132,7 +147,11 @@ def train(parts: Parts) -> float:
                     on_batch=lambda now: bar.advance(now.updates, bool(caught)),
                 )  # fmt: skip
             except Diverged as error:
-                logbook.say(f"stopped: {error}; the last good checkpoint is {folder / 'checkpoints' / 'last.pt'}")
+                last = folder / "checkpoints" / "last.pt"
+                logbook.say(
+                    f"stopped: {error}; "
+                    + (f"the last good checkpoint is {last}" if last.exists() else "try a lower lr")
+                )
                 logbook.close()
                 sys.exit(1)
             if finished:
