@@ -1,6 +1,6 @@
 """optnet turns an optimization algorithm into a neural network."""
 
-from optnet import analysis, objectives
+from optnet import analysis, convert, objectives
 from optnet.algorithms import find_algorithm, list_algorithms
 from optnet.emitting import Call, LayerFactory
 from optnet.errors import (
@@ -21,7 +21,7 @@ from optnet.symbols import Iterate, Operator, identity
 from optnet.tracing import Algorithm, algorithm, trace
 from optnet.unroll import Coefficient, Unrolled, coefficients, unroll
 from optnet.version import __version__
-from optnet.zoo import create_model, list_models
+from optnet.zoo import create_model, freeze_all_but_coefficients, list_models
 
 __all__ = [
     "Algorithm",
@@ -49,8 +49,10 @@ __all__ = [
     "algorithm",
     "analysis",
     "coefficients",
+    "convert",
     "create_model",
     "find_algorithm",
+    "freeze_all_but_coefficients",
     "identity",
     "list_algorithms",
     "list_models",

@@ -1,13 +1,11 @@
 """The one network class: stem, stages, head, and timm's model contract. Knows no algorithm and no model by name."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
-from timm.layers import ClassifierHead, get_act_layer
+from timm.layers import ClassifierHead, get_act_layer, get_device_dtype
 from timm.models import checkpoint
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
@@ -33,7 +31,7 @@ class StageProgram:
         return {"start": self.start.to_json(), "textbook": self.textbook.to_json()}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, str]) -> StageProgram:
+    def from_json(cls, data: Mapping[str, str]) -> Self:
         if not isinstance(data, Mapping) or set(data) != {"start", "textbook"}:
             raise ModelError("programs= takes the list that Network.programs_json() gives")
         return cls(Program.from_json(data["start"]), Program.from_json(data["textbook"]))
@@ -212,6 +210,8 @@ class Network(nn.Module):
             )
         self.programs = stages
         self.layer = layer
+        self.widths = list(widths)
+        self.stem_kind = stem
         self.streams = len(stages[0].start.starts)
         self.num_classes = num_classes
         self.in_chans = in_chans
@@ -269,7 +269,7 @@ class Network(nn.Module):
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         self.num_classes = num_classes
-        self.head.reset(num_classes, global_pool)
+        self.head.reset(num_classes, global_pool, **get_device_dtype(self))
 
     def forward_features(self, x: Tensor) -> Tensor:
         x = self.stem(x)
@@ -281,7 +281,7 @@ class Network(nn.Module):
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         return self.head(x, pre_logits=pre_logits) if pre_logits else self.head(x)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # a real annotation, not a string: fx copies it into the code it writes
         return self.forward_head(self.forward_features(x))
 
     def forward_intermediates(

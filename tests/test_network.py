@@ -130,7 +130,7 @@ def test_the_ancestor_starts_at_the_textbook_of_its_own_constants():
     assert all(e.value == pytest.approx(e.textbook) for e in optnet.coefficients(started))
 
 
-@pytest.mark.parametrize("name", optnet.list_models())
+@pytest.mark.parametrize("name", [name for name in optnet.list_models() if name.endswith("_small")])
 def test_registered_models(name):
     model = settle(timm.create_model(name, num_classes=5))
     x = pictures(2, 3, 32)

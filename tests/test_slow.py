@@ -4,9 +4,13 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
+import timm
+
+import optnet
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.slow
@@ -44,3 +48,37 @@ def test_an_epoch_of_cifar10(tmp_path, model):
     (run,) = train(tmp_path, "data=cifar10", "data.verify=false", "epochs=1", f"model={model}", "batch_size=128")
     print(f"CIFAR-10, one epoch, {model}: {run['final']} in {run['train_seconds']:.0f} s")
     assert run["final"] > 30
+
+
+PLUGIN = """
+import fnmatch
+import timm
+import optnet
+
+def ours(filter="", module="", pretrained=False, exclude_filters="", name_matches_cfg=False, include_tags=None):
+    listed = lambda words: [w for w in ([words] if isinstance(words, str) else list(words)) if w]
+    names = [] if pretrained else optnet.list_models()
+    for pattern in listed(filter):
+        names = fnmatch.filter(names, pattern)
+    return [name for name in names if not any(fnmatch.fnmatch(name, p) for p in listed(exclude_filters))]
+
+timm.list_models = ours
+"""
+
+
+def test_timms_own_model_tests(tmp_path):
+    """The tests in the source archive of the timm that is installed, with our models in the place of timm's."""
+    version = timm.__version__
+    download = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", "timm", f"timm=={version}"]
+    subprocess.run(download, cwd=tmp_path, check=True)
+    with tarfile.open(tmp_path / f"timm-{version}.tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    (tmp_path / "only_optnet.py").write_text(PLUGIN)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-m", "pytest", "-p", "only_optnet", "tests/test_models.py", "-q", "-W", "ignore"]
+    names = " or ".join(optnet.list_models())
+    done = subprocess.run(
+        [*command, "-k", names], cwd=tmp_path / f"timm-{version}", env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert int(done.stdout.split(" passed")[0].split()[-1]) >= 13 * len(optnet.list_models())
