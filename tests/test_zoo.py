@@ -221,3 +221,25 @@ def test_sizes(name):
     model = timm.create_model(name)
     count = sum(p.numel() for n, p in model.named_parameters() if ".coefficients." not in n)
     assert round(count / 1e6, 2) == pytest.approx(SIZES[name], abs=0.011)
+
+
+def by_cost(name):
+    return name if name.endswith("_small") else pytest.param(name, marks=pytest.mark.slow)
+
+
+@pytest.mark.filterwarnings("ignore")  # the exporter's own
+@pytest.mark.parametrize("name", [by_cost(name) for name in optnet.list_models()])
+def test_every_model_compiles_exports_and_runs_as_onnx(name, tmp_path):
+    import onnxruntime
+
+    torch.manual_seed(0)
+    model = settle(timm.create_model(name))
+    x = pictures(2, 3, min(64, model.pretrained_cfg["input_size"][1]))
+    torch._dynamo.reset()
+    with torch.no_grad():
+        wanted = model(x)
+        assert difference(torch.compile(model, fullgraph=True, backend="aot_eager")(x), wanted) < 1e-5
+        assert difference(torch.export.export(model, (x,)).module()(x), wanted) < 1e-5
+        torch.onnx.export(model, (x,), tmp_path / "model.onnx", dynamo=True, verbose=False)
+    (got,) = onnxruntime.InferenceSession(tmp_path / "model.onnx").run(None, {"x": x.numpy()})
+    assert difference(torch.from_numpy(got), wanted) < 1e-4
