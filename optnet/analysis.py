@@ -30,10 +30,10 @@ def _check_range(mu: float, L: float) -> None:
         raise RequestError(f"mu={mu} and L={L} must satisfy 0 <= mu < L")
 
 
-def run_on_scalars(program: Program, w: Array, start: Array | float = 1.0) -> dict[str, Array]:
-    """Every value of the program where the first operator multiplies by ``w`` and the others do nothing."""
+def run_on_scalars(program: Program, w: Array) -> dict[str, Array]:
+    """Every value, from starts of 1, where the first operator multiplies by ``w`` and the others do nothing."""
     first = program.main
-    values: dict[str, Array] = {name: np.broadcast_to(start, np.shape(w)).astype(float) for name in program.starts}
+    values: dict[str, Array] = {name: np.ones(np.shape(w)) for name in program.starts}
     for step in program.steps:
         if isinstance(step, Combine):
             values[step.value] = _combination(step, values)

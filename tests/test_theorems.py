@@ -8,7 +8,6 @@ import torch
 
 import optnet
 from optnet import Iterate, Operator, analysis, find_algorithm, list_algorithms, trace
-from optnet.algorithms.optimized import thetas
 
 PROVED = [name for name in list_algorithms() if find_algorithm(name).theorem is not None]
 STEPS = (1, 2, 3, 5, 7, 10, 15, 31)
@@ -169,17 +168,24 @@ def test_the_order_of_methods_after_63_steps():
 
 
 def test_worst_cases_are_the_published_ones():
+    """As in PEPit's own examples, which write out each method again; and their closed forms, where those are tight."""
+    from PEPit.examples import unconstrained_convex_minimization as published
+
     worst = analysis.worst_case
-    assert worst("gradient_descent", 0.0, 3.0, 4) == pytest.approx(3 / (4 * 4 + 2), rel=1e-4)
-    for name in ("nesterov", "fista"):
-        t = [1.0]
-        for _ in range(5):
-            t.append((1 + math.sqrt(1 + 4 * t[-1] ** 2)) / 2)
-        assert worst(name, 0.0, 1.0, 1) == pytest.approx(1 / 6, rel=1e-4)
-        assert worst(name, 0.0, 1.0, 5) <= 1 / (2 * t[4] ** 2) * (1 + 1e-4)
-    assert worst("optimized_gradient", 0.0, 3.0, 4) == pytest.approx(0.0767518, rel=1e-4)
-    assert worst("optimized_gradient", 0.0, 3.0, 4) == pytest.approx(3 / (2 * thetas(4)[-1] ** 2), rel=1e-4)
-    assert worst("triple_momentum", 0.1, 1.0, 4, q=0.1) == pytest.approx(0.238925, rel=1e-4)
+    tau, closed = published.wc_gradient_descent(L=3, gamma=1 / 3, n=4, verbose=-1)
+    assert worst("gradient_descent", 0.0, 3.0, 4) == pytest.approx(tau, rel=1e-4)
+    assert tau == pytest.approx(closed, rel=1e-4)
+    for n in (1, 4):
+        tau, closed = published.wc_accelerated_gradient_convex(mu=0, L=1, n=n, verbose=-1)
+        assert worst("nesterov", 0.0, 1.0, n) == pytest.approx(tau, rel=1e-4)
+        assert worst("fista", 0.0, 1.0, n) == pytest.approx(tau, rel=1e-4)
+    tau, closed = published.wc_optimized_gradient(L=3, n=4, verbose=-1)
+    assert worst("optimized_gradient", 0.0, 3.0, 4) == pytest.approx(tau, rel=1e-4)
+    assert tau == pytest.approx(closed, rel=1e-4)
+    tau, closed = published.wc_triple_momentum(mu=0.1, L=1.0, n=4, verbose=-1)
+    assert (
+        worst("triple_momentum", 0.1, 1.0, 4, q=0.1) == pytest.approx(tau, rel=1e-4) == pytest.approx(closed, rel=1e-4)
+    )
     q = 0.1
     item = worst("information_theoretic_exact", q, 1.0, 3, metric="distance", q=q)
     assert item == pytest.approx(find_algorithm("item").theorem.bound(3, q, 1.0), rel=1e-4)

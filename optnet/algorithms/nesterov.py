@@ -4,6 +4,7 @@ from functools import reduce
 from math import sqrt
 from operator import add
 
+from optnet.guarantees import Theorem
 from optnet.symbols import Iterate, Operator, identity
 from optnet.tracing import algorithm
 
@@ -25,6 +26,13 @@ def momentum(steps: int) -> list[float]:
     aliases=("agd", "nag", "accelerated_gradient"),
     ancestor={"beta": 0.0},
     network={"reading": "residual"},
+    theorem=Theorem(
+        metric="gap",
+        bound=lambda k, mu, L: 2 * L / (k + 1) ** 2,
+        text="2 L / (k + 1)^2",
+        functions="convex",
+        reference="Nesterov 1983; Beck and Teboulle 2009, theorem 4.4; Lin 2019, theorem 3 has 2 L / k^2",
+    ),
 )
 def nesterov(T: Operator, x: Iterate, steps: int, *, beta: float | None = None, P: Operator = identity) -> Iterate:
     """y_k = x_k + beta_k (x_k - x_{k-1}),  x_{k+1} = P(T(y_k)),  x_{-1} = x_0
