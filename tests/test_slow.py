@@ -81,4 +81,4 @@ def test_timms_own_model_tests(tmp_path):
         [*command, "-k", names], cwd=tmp_path / f"timm-{version}", env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout[-3000:]
-    assert int(done.stdout.split(" passed")[0].split()[-1]) >= 13 * len(optnet.list_models())
+    assert int(done.stdout.split(" passed")[0].split()[-1]) == 11 * len(optnet.list_models())
