@@ -7,7 +7,7 @@ is taken as the identity.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -18,7 +18,7 @@ from numpy.polynomial import chebyshev
 from optnet.algorithms import find_algorithm, list_algorithms
 from optnet.errors import AlgorithmError, RequestError
 from optnet.guarantees import INITIAL, METRICS
-from optnet.program import Apply, Combine, Program
+from optnet.program import Apply, Combine, Program, Step
 from optnet.tracing import Algorithm, trace
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -32,27 +32,36 @@ def _check_range(mu: float, L: float) -> None:
 
 def run_on_scalars(program: Program, w: Array) -> dict[str, Array]:
     """Every value, from starts of 1, where the first operator multiplies by ``w`` and the others do nothing."""
-    first = program.main
-    values: dict[str, Array] = {name: np.ones(np.shape(w)) for name in program.starts}
-    for step in program.steps:
-        if isinstance(step, Combine):
-            values[step.value] = _combination(step, values)
+    starts = {name: np.ones(np.shape(w)) for name in program.starts}
+    return _interpret(program.steps, starts, lambda call, x: _factor(program, call, w) * x)
+
+
+def _interpret(
+    steps: Iterable[Step], values: dict[str, Array], apply: Callable[[Apply, Array], Array]
+) -> dict[str, Array]:
+    """Runs steps on arrays: sums as they stand, calls as ``apply(call, argument)`` says. Returns ``values``, filled."""
+    for step in steps:
+        if isinstance(step, Apply):
+            values[step.value] = apply(step, values[step.argument])
         else:
-            factor = w if step.operator == first else np.ones_like(w)
-            residual = program.readings.get(step.operator) == "residual"
-            values[step.value] = (factor - 1 if residual else factor) * values[step.argument]
+            total = step.weights[0] * values[step.terms[0]]
+            for term, weight in zip(step.terms[1:], step.weights[1:], strict=True):
+                total = total + weight * values[term]
+            values[step.value] = total
     return values
 
 
-def _combination(row: Combine, values: Mapping[str, Array]) -> Array:
-    total = row.weights[0] * values[row.terms[0]]
-    for term, weight in zip(row.terms[1:], row.weights[1:], strict=True):
-        total = total + weight * values[term]
-    return total
+def _factor(program: Program, call: Apply, w: Array | float) -> Array | float:
+    """What a call multiplies its argument by: the first operator by ``w``, the others by 1; a residual F by 1 less."""
+    return (w if call.operator == program.main else 1.0) - _is_residual(program, call)
+
+
+def _is_residual(program: Program, call: Apply) -> bool:
+    return program.readings.get(call.operator) == "residual"
 
 
 def error_polynomial(program: Program, mu: float, L: float) -> chebyshev.Chebyshev:
-    """The error of the program's (first) result as a polynomial in lambda on [mu, L], from a start of error 1."""
+    """The error of the program's last result as a polynomial in lambda on [mu, L], from a start of error 1."""
     degree = sum(step.operator == program.main for step in program.applies)
     nodes = np.cos(np.pi * (np.arange(degree + 1) + 0.5) / (degree + 1))
     lam = mu + (L - mu) * (nodes + 1) / 2
@@ -101,16 +110,9 @@ class Recurrence:
     live: tuple[tuple[str, ...], tuple[str, ...]]
 
     def matrix(self, w: float) -> Array:
-        size = len(self.live[0])
-        values: dict[str, Array] = dict(zip(self.live[0], np.eye(size), strict=True))
-        main = self.program.main
-        for step in self.program.steps[self.first : self.second]:
-            if isinstance(step, Combine):
-                values[step.value] = _combination(step, values)
-            else:
-                factor = w if step.operator == main else 1.0
-                shift = 1.0 if self.program.readings.get(step.operator) == "residual" else 0.0
-                values[step.value] = (factor - shift) * values[step.argument]
+        start = dict(zip(self.live[0], np.eye(len(self.live[0])), strict=True))
+        steps = self.program.steps[self.first : self.second]
+        values = _interpret(steps, start, lambda call, x: _factor(self.program, call, w) * x)
         return np.array([values[name] for name in self.live[1]])
 
     def radius(self, w: float) -> float:
@@ -176,7 +178,7 @@ def amplification(program: Program) -> float:
         effect[result] = 1.0
         for step in reversed(program.steps):
             if isinstance(step, Apply):
-                effect[step.argument] += (program.readings.get(step.operator) != "residual") * effect[step.value]
+                effect[step.argument] += (not _is_residual(program, step)) * effect[step.value]
             else:
                 for term, weight in zip(step.terms, step.weights, strict=True):
                     effect[term] += weight * effect[step.value]
@@ -189,18 +191,14 @@ def growth(program: Program) -> list[float]:
 
     A random operator keeps the size of what it gets and turns it into a direction of its own (the residual F as well).
     """
-    directions = sum(1 for _ in program.applies) + 1
-    values: dict[str, Array] = {start: np.eye(directions)[0] for start in program.starts}
-    sizes = []
-    fresh = 1
-    for step in program.steps:
-        if isinstance(step, Combine):
-            values[step.value] = _combination(step, values)
-        else:
-            size = float(np.linalg.norm(values[step.argument]))
-            sizes.append(size)
-            values[step.value] = size * np.eye(directions)[fresh]
-            fresh += 1
+    directions = np.eye(sum(1 for _ in program.applies) + 1)
+    sizes: list[float] = []
+
+    def apply(call: Apply, x: Array) -> Array:
+        sizes.append(float(np.linalg.norm(x)))
+        return sizes[-1] * directions[len(sizes)]
+
+    values = _interpret(program.steps, dict.fromkeys(program.starts, directions[0]), apply)
     return [*sizes, max(float(np.linalg.norm(values[result])) for result in program.results)]
 
 
@@ -211,18 +209,16 @@ def canonical_table(program: Program) -> Array:
     """
     calls = [step for step in program.applies if step.operator == program.main]
     column = {step.value: len(program.starts) + i for i, step in enumerate(calls)}
-    size = len(program.starts) + len(calls)
-    values: dict[str, Array] = {start: np.eye(size)[i] for i, start in enumerate(program.starts)}
-    rows = []
-    for step in program.steps:
-        if isinstance(step, Combine):
-            values[step.value] = _combination(step, values)
-        elif step.value in column:
-            rows.append(values[step.argument])
-            residual = program.readings.get(step.operator) == "residual"
-            values[step.value] = np.eye(size)[column[step.value]] - (values[step.argument] if residual else 0.0)
-        else:
-            values[step.value] = values[step.argument]
+    units = np.eye(len(program.starts) + len(calls))
+    rows: list[Array] = []
+
+    def apply(call: Apply, x: Array) -> Array:
+        if call.value not in column:
+            return x
+        rows.append(x)
+        return units[column[call.value]] - x * _is_residual(program, call)
+
+    values = _interpret(program.steps, dict(zip(program.starts, units, strict=False)), apply)
     return np.array([*rows, values[program.results[-1]]])
 
 
@@ -230,7 +226,6 @@ def nearest(program: Program) -> tuple[str, float]:
     """The method of the library whose table is nearest (root mean square over the table).
 
     Every method is taken at its default constants, the program's own algorithm at the program's.
-
     ('', inf) if no method calls its operator as often.
     """
     table = canonical_table(program)

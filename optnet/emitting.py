@@ -113,13 +113,17 @@ class Emitter:
                 node = self.graph.call_module(f"shortcut_{start}", (node,))
             self.nodes[start] = node
 
+    def _argument(self, value: str) -> fx.Node:
+        """A value as an operator gets it: a starting point raw, without its shortcut."""
+        return self.raw.get(value) or self.nodes[value]
+
     def _call(self, steps: list[Apply], weights: list[fx.Node] | None) -> fx.Node:
         """One layer, for one call or for all calls of one sum."""
         operator = self.operators[steps[0].operator]
         starts = tuple(step.argument in self.raw for step in steps)
         arguments = tuple(step.argument for step in steps)
         call = Call(steps[0].operator, steps[0].index, arguments, starts)
-        inputs = [self.raw.get(name) or self.nodes[name] for name in arguments]
+        inputs = [self._argument(name) for name in arguments]
         if isinstance(operator, nn.Module):
             target, layer = call.operator, operator
         else:
@@ -218,6 +222,6 @@ class Emitter:
         """Fixed weights for a layer that takes a whole sum, in the precision of its input; None if they are all 1."""
         if all(weight == 1 for weight in weights):
             return None
-        first = self.raw.get(steps[0].argument) or self.nodes[steps[0].argument]
+        first = self._argument(steps[0].argument)
         unbound = self.graph.call_method("unbind", (self.graph.call_method("new_tensor", (first, weights)),))
         return [self.graph.call_function(getitem, (unbound, i)) for i in range(len(weights))]

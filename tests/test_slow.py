@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import timm
+from test_data import real
 
 import optnet
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.slow
-real = pytest.mark.skipif("OPTNET_DATA" not in os.environ, reason="OPTNET_DATA names no folder of data sets")
 MODELS = ["gdnet_small", "hbnet_small", "agdnet_small", "admmnet_small"]
 
 
