@@ -318,12 +318,14 @@ class _Folding:
         terms, users = self.rows[row], self.users.get(row, set())
         pinned = bool(self.pinned_by.get(row)) or row in self.results
         worthless = len(terms) == 1 or not any(terms.values())  # its coefficients would do what others do already
+        if pinned:
+            goes = bool(users) and worthless
+        else:
+            goes = worthless or len(users) <= 1 or not any(self.rows[user][row] for user in users)
         if len(terms) == 1 and next(iter(terms.values())) == 1.0:
             self._rename(row, next(iter(terms)))
             pinned = False
-        elif (pinned and not (users and worthless)) or not (
-            pinned or worthless or len(users) <= 1 or not any(self.rows[user][row] for user in users)
-        ):
+        elif not goes:
             return set()
         for user in list(users):
             scale = self.rows[user].pop(row)
