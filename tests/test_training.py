@@ -59,7 +59,7 @@ def test_a_run_owns_one_folder(tmp_path):
     assert summary["best"] == max(line["validation_top1"] for line in lines)
     for file in (folder / "checkpoints").iterdir():
         content = torch.load(file, weights_only=True)
-        assert {"model", "state_dict", "optimizer", "progress", "config"} <= set(content)
+        assert {"model", "state_dict", "trainer", "progress", "config"} <= set(content)
 
     events = EventAccumulator(str(folder)).Reload()
     model = checkpoint.rebuild(checkpoint.load(folder / "checkpoints" / "last.pt"))

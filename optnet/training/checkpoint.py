@@ -15,8 +15,8 @@ from torch import nn
 from optnet.errors import CheckpointError, RequestError
 from optnet.network import Network
 
-FORMAT = 1
-REQUIRED = {"model", "state_dict", "optimizer", "progress", "rng", "config", "classes"}
+FORMAT = 2
+REQUIRED = {"model", "state_dict", "trainer", "progress", "rng", "config", "classes"}
 
 
 def save(path: Path, content: dict[str, Any]) -> None:

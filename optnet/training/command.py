@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from optnet.algorithms import find_algorithm, list_algorithms
 from optnet.errors import AlgorithmError, ConfigError, RequestError
 from optnet.training.config import Evaluate, Train, check
+from optnet.training.trainers import typed
 from optnet.zoo import list_models
 
 Prepare = Callable[[Any, Sequence[str]], Any]
@@ -37,7 +38,10 @@ def run(
     """
     prepared: list[Any] = []
     store = ConfigStore.instance()
-    store.store(name=f"{name}_schema", node=schema)
+    node = OmegaConf.structured(schema)
+    if "trainer" in node:
+        node.trainer = {}  # its keys are those of the option that is chosen; their types are checked with all others
+    store.store(name=f"{name}_schema", node=node)
     try:
         sys.argv[1:] = _register_choices(store, sys.argv[1:])
         asked = _arguments(sys.argv[1:])
@@ -135,11 +139,11 @@ def _typed(schema: type[Any], config: Any) -> Any:
     if missing := OmegaConf.missing_keys(config):
         raise ConfigError(f"{', '.join(sorted(missing))}: ??? is no value; give one")
     try:
-        typed = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), config))
+        checked = typed(schema, config)
     except OmegaConfBaseException as error:
         raise ConfigError(_one_line(error)) from None
-    check(typed)
-    return typed
+    check(checked)
+    return checked
 
 
 def _one_line(error: Exception) -> str:

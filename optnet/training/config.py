@@ -76,6 +76,13 @@ class Schedule:
 
 
 @dataclass
+class Backprop:
+    """``trainer=backprop``."""
+
+    name: str = "backprop"
+
+
+@dataclass
 class Train:
     """The keys of ``train.py``."""
 
@@ -93,6 +100,7 @@ class Train:
     data: Data = field(default_factory=Data)
     optim: Optim = field(default_factory=Optim)
     schedule: Schedule = field(default_factory=Schedule)
+    trainer: Any = field(default_factory=Backprop)  # one of the options in training/trainers.py
 
 
 @dataclass

@@ -58,12 +58,16 @@ class Logbook:
         print(line, flush=True)
         print(f"{time.strftime('%H:%M:%S')} {line}", file=self.console, flush=True)
 
-    def epoch(self, epoch: int, metrics: dict[str, float], model: nn.Module) -> None:
-        """A line of metrics.jsonl, and the scalars and coefficients in TensorBoard at step ``epoch``."""
+    def epoch(self, epoch: int, scalars: dict[str, float], model: nn.Module) -> None:
+        """At step ``epoch``: a point of TensorBoard for each scalar and coefficient, and a line of metrics.jsonl.
+
+        The tag ``train/loss`` is called ``train_loss`` in metrics.jsonl.
+        """
+        line = {"epoch": epoch, **{tag.replace("/", "_"): value for tag, value in scalars.items()}}
         with open(self.metrics_file, "a") as file:
-            file.write(json.dumps({"epoch": epoch, **metrics}) + "\n")
-        for name, value in metrics.items():
-            self.events.add_scalar(name.replace("_", "/", 1), value, epoch)
+            file.write(json.dumps(line) + "\n")
+        for tag, value in scalars.items():
+            self.events.add_scalar(tag, value, epoch)
         for entry in coefficients(model):
             self.events.add_scalar(f"coefficients/{entry.stage}/{entry.step}/{entry.term}", entry.value, epoch)
         self.events.flush()

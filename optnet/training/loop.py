@@ -1,12 +1,12 @@
-"""The one training loop by backpropagation, and the one evaluation. No configuration, files or model names in here."""
+"""The one training loop, over any trainer, and the one evaluation. No configuration, files or model names in here."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +18,45 @@ REFRESH = 0.2
 """Seconds between two looks at the progress bar; between them the loss stays on the device."""
 
 
+class Trainer(Protocol):
+    """What improves a network batch by batch: by backpropagation, or without. The loop and the run know only this.
+
+    Attributes:
+        model: the network whose forward pass is scored, checkpointed and described.
+        full_batch: every step gets the whole training split, in its order, unaugmented and unshuffled.
+    """
+
+    model: nn.Module
+    full_batch: bool
+
+    def step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """One update; returns (mean loss of the forward pass, number of correct answers), detached, on the device."""
+        ...
+
+    def scalars(self) -> dict[str, float]:
+        """What else to log at an epoch's end: tag -> value."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain containers and tensors that going on needs, beyond ``model.state_dict()``."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Observer:
+    """Looks at a run as it goes, and may write to its logbook; overrides what it wants to see."""
+
+    def on_step(self, progress: Progress, trainer: Trainer) -> None:
+        """After every step; ``progress.updates`` are done."""
+
+    def on_epoch(self, progress: Progress, trainer: Trainer) -> None:
+        """After an epoch's last step, before it is scored; ``progress.epoch`` epochs are complete."""
+
+
 @dataclass
 class Progress:
-    """Where a run stands: all that going on with it needs besides weights, optimizer and random state.
+    """Where a run stands: all that going on with it needs besides the trainer's and the random state.
 
     ``epoch`` epochs are complete; ``batch`` batches of the next one are done, with the sums of loss and right answers.
     """
@@ -78,49 +114,44 @@ def evaluate(model: nn.Module, loader: Loader, classes: int) -> Score:
 
 
 def train_epoch(
-    model: nn.Module,
+    trainer: Trainer,
     loader: Loader,
-    optimizer: torch.optim.Optimizer,
-    scheduler: Any,
     progress: Progress,
     *,
     on_batch: Callable[[Progress], bool],
     shown: Callable[[str], None],
+    observers: Sequence[Observer] = (),
 ) -> bool:
     """Trains from ``progress`` to the end of the epoch; False if ``on_batch`` asked to stop before it.
 
     Raises:
         Diverged: the loss is not finite.
     """
-    model.train()
     loss_sum = torch.tensor(progress.loss_sum, dtype=torch.float64)
     correct = torch.tensor(progress.correct)
     started = last = time.perf_counter()
-    pending: list[tuple[Tensor, Tensor]] = []
+    pending: list[tuple[Tensor, Tensor, int]] = []
 
     def settle() -> None:
         """Moves the batches' sums to the host; the only place that waits for the device."""
         nonlocal loss_sum, correct
-        for loss, right in pending:
-            loss_sum = loss_sum + loss.double().cpu()
+        for number, (loss, right, count) in enumerate(pending, progress.updates - len(pending) + 1):
+            if not math.isfinite(loss):
+                raise Diverged(f"the loss is not finite at step {number}, in epoch {progress.epoch + 1}")
+            loss_sum = loss_sum + loss.double().cpu() * count
             correct = correct + right.cpu()
         pending.clear()
         progress.loss_sum, progress.correct = float(loss_sum), int(correct)
-        if not math.isfinite(progress.loss_sum):
-            raise Diverged(f"the loss is not finite in epoch {progress.epoch + 1}, batch {progress.batch}")
 
     for images, labels in loader.batches(progress.epoch, progress.batch):
-        logits = model(images)
-        loss = F.cross_entropy(logits, labels)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
+        loss, right = trainer.step(images, labels)
+        pending.append((loss, right, len(labels)))
         progress.batch += 1
         progress.updates += 1
-        scheduler.step_update(progress.updates)
         progress.count += len(labels)
         progress.images += len(labels)
-        pending.append((loss.detach() * len(labels), (logits.detach().argmax(1) == labels).sum()))
+        for observer in observers:
+            observer.on_step(progress, trainer)
         stop = on_batch(progress)
         now = time.perf_counter()
         if stop or now - last > REFRESH:

@@ -7,7 +7,7 @@ import platform
 import resource
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +22,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 from torch import nn
 
-from optnet.data import DataSet
+from optnet.data import DataSet, Loader
 from optnet.errors import CheckpointError, ConfigError
-from optnet.training import checkpoint, setup
+from optnet.training import checkpoint, setup, trainers
 from optnet.training.config import Train, check
 from optnet.training.logbook import Logbook, is_terminal, new_folder, write_json
-from optnet.training.loop import Diverged, Progress, evaluate, train_epoch
+from optnet.training.loop import Diverged, Observer, Progress, Trainer, evaluate, train_epoch
 from optnet.version import __version__
 
 ON_RESUME = ("epochs", "device", "runs", "data.root", "progress", "resume")
@@ -65,7 +65,7 @@ def prepare(config: Train, overrides: Sequence[str] = ()) -> Parts:
     if resumed is None:
         model, kwargs = setup.model(config.model, config.algorithm, len(data.classes), data.shape[0])
         described = checkpoint.describe(model, config.model.name, kwargs)
-        setup.try_step(model, data.shape, config.optim, config.lr)
+        trainers.try_step(config, model, data.shape)
     else:
         model, described = checkpoint.rebuild(resumed), resumed["model"]
     return Parts(config, device, data, model.to(device), described, resumed)
@@ -87,7 +87,7 @@ def _stored(config: Train, overrides: Sequence[str]) -> Train:
     if not file.is_file():
         raise ConfigError(f"resume={config.resume} is not a run's folder: there is no {file}")
     try:
-        stored: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Train), OmegaConf.load(file)))
+        stored: Any = trainers.typed(Train, OmegaConf.load(file))
     except (OmegaConfBaseException, ValueError, OSError) as error:
         raise ConfigError(f"{file} cannot be read: {str(error).splitlines()[0]}") from None
     for override in overrides:
@@ -106,13 +106,9 @@ def _stored(config: Train, overrides: Sequence[str]) -> Train:
 def train(parts: Parts) -> float:
     """Trains, keeps the best checkpoint by validation accuracy, scores it once on the test split; returns that."""
     config, data, model, device = parts.config, parts.data, parts.model, parts.device
-    loader = data.loader(
-        "train", config.batch_size, device=device, training=True, augment=config.data.augment,
-        workers=config.data.workers, seed=config.seed,
-    )  # fmt: skip
+    trainer = trainers.build(config, model, config.epochs * len(_training_loader(parts, full_batch=False)))
+    loader = _training_loader(parts, trainer.full_batch)
     validation = data.loader("validation", 4 * config.batch_size, device=device, workers=config.data.workers)
-    optimizer = setup.optimizer(config.optim, model, config.lr)
-    scheduler = setup.schedule(config.schedule, optimizer, config.epochs * len(loader))
     progress = Progress()
     if parts.resumed is None:
         folder = new_folder(config.runs, config.name or f"{_model_name(config)}-{data.name}")
@@ -120,11 +116,10 @@ def train(parts: Parts) -> float:
         folder = Path(str(config.resume))
         try:
             progress = Progress(**parts.resumed["progress"])
-            optimizer.load_state_dict(parts.resumed["optimizer"])
+            trainer.load_state_dict(parts.resumed["trainer"])
             torch.set_rng_state(parts.resumed["rng"])
         except (TypeError, ValueError, KeyError, RuntimeError) as error:
             raise CheckpointError(f"{folder}: its last checkpoint does not fit its run ({error})") from None
-        scheduler.step_update(progress.updates)
     OmegaConf.save(OmegaConf.structured(config), folder / "config.yaml")
     logbook = Logbook(folder, progress.epoch)
     parameters = sum(p.numel() for p in model.parameters())
@@ -133,17 +128,18 @@ def train(parts: Parts) -> float:
     def content() -> dict[str, Any]:
         plain = OmegaConf.to_container(OmegaConf.structured(config))
         return {
-            "model": parts.described, "state_dict": model.state_dict(), "optimizer": optimizer.state_dict(),
+            "model": parts.described, "state_dict": trainer.model.state_dict(), "trainer": trainer.state_dict(),
             "progress": progress.to_dict(), "rng": torch.get_rng_state(), "config": plain,
             "classes": list(data.classes), "versions": versions(),
         }  # fmt: skip
 
+    observers: list[Observer] = []  # what watches a run, and may write to its logbook, is made here
     total = config.epochs * len(loader)
     with _bar(config.progress, total, progress.updates) as bar, _signals() as caught:
         while progress.epoch < config.epochs:
             try:
                 finished = train_epoch(
-                    model, loader, optimizer, scheduler, progress, shown=bar.say,
+                    trainer, loader, progress, shown=bar.say, observers=observers,
                     on_batch=lambda now: bar.advance(now.updates, bool(caught)),
                 )  # fmt: skip
             except Diverged as error:
@@ -155,44 +151,58 @@ def train(parts: Parts) -> float:
                 logbook.close()
                 sys.exit(1)
             if finished:
-                _end_epoch(parts, progress, validation, logbook, optimizer.param_groups[0]["lr"], content)
+                _end_epoch(parts, trainer, progress, validation, logbook, observers, content)
             if caught and (not finished or progress.epoch < config.epochs):
                 checkpoint.save(folder / "checkpoints" / "last.pt", content())
                 logbook.say(f"interrupted and saved; python train.py resume={folder} goes on")
                 logbook.close()
                 sys.exit(128 + caught[0])
-    return _finish(parts, progress, logbook, parameters)
+    return _finish(parts, trainer, progress, logbook, parameters)
 
 
-def _end_epoch(parts: Parts, progress: Progress, validation: Any, logbook: Logbook, lr: float, content: Any) -> None:
-    score = evaluate(parts.model, validation, len(parts.data.classes))
+def _training_loader(parts: Parts, full_batch: bool) -> Loader:
+    config = parts.config
+    batch_size = len(parts.data.train) if full_batch else config.batch_size
+    return parts.data.loader(
+        "train", batch_size, device=parts.device, training=not full_batch, augment=config.data.augment,
+        workers=config.data.workers, seed=config.seed,
+    )  # fmt: skip
+
+
+def _end_epoch(
+    parts: Parts, trainer: Trainer, progress: Progress, validation: Loader, logbook: Logbook,
+    observers: Sequence[Observer], content: Callable[[], dict[str, Any]],
+) -> None:  # fmt: skip
+    scalars = {"train/loss": progress.loss_sum / progress.count, "train/top1": 100 * progress.correct / progress.count}
     progress.epoch += 1
-    metrics = {
-        "train_loss": progress.loss_sum / progress.count, "train_top1": 100 * progress.correct / progress.count,
-        "validation_loss": score.loss, "validation_top1": score.top1, "optim_lr": lr,
-        "time_images_per_second": progress.images / progress.seconds, "time_train_seconds": progress.seconds,
-    }  # fmt: skip
     progress.batch = progress.count = progress.correct = 0
     progress.loss_sum = 0.0
+    for observer in observers:
+        observer.on_epoch(progress, trainer)
+    score = evaluate(trainer.model, validation, len(parts.data.classes))
+    scalars.update({
+        "validation/loss": score.loss, "validation/top1": score.top1, **trainer.scalars(),
+        "time/images_per_second": progress.images / progress.seconds, "time/train_seconds": progress.seconds,
+    })  # fmt: skip
     is_best = (score.top1, -score.loss) > (progress.best, -progress.best_loss)  # of equal ones, the surer
     if is_best:
         progress.best, progress.best_loss, progress.best_epoch = score.top1, score.loss, progress.epoch
-    logbook.epoch(progress.epoch, metrics, parts.model)
+    logbook.epoch(progress.epoch, scalars, trainer.model)
     logbook.say(
-        f"epoch {progress.epoch}/{parts.config.epochs}  train loss {metrics['train_loss']:.4f} "
-        f"top-1 {metrics['train_top1']:.2f} %  validation loss {score.loss:.4f} top-1 {score.top1:.2f} %"
+        f"epoch {progress.epoch}/{parts.config.epochs}  train loss {scalars['train/loss']:.4f} "
+        f"top-1 {scalars['train/top1']:.2f} %  validation loss {score.loss:.4f} top-1 {score.top1:.2f} %"
         + ("  *" if is_best else "")
     )
     for name in ("best.pt", "last.pt")[not is_best :]:
         checkpoint.save(logbook.folder / "checkpoints" / name, content())
 
 
-def _finish(parts: Parts, progress: Progress, logbook: Logbook, parameters: int) -> float:
+def _finish(parts: Parts, trainer: Trainer, progress: Progress, logbook: Logbook, parameters: int) -> float:
     config, data, device = parts.config, parts.data, parts.device
     best = checkpoint.load(logbook.folder / "checkpoints" / "best.pt")
-    parts.model.load_state_dict(best["state_dict"])
+    trainer.model.load_state_dict(best["state_dict"])
     test = data.loader("test", 4 * config.batch_size, device=device, workers=config.data.workers)
-    score = evaluate(parts.model, test, len(data.classes))
+    score = evaluate(trainer.model, test, len(data.classes))
     summary = {
         "model": _model_name(config), "parameters": parameters, "dataset": data.name, "metric": "top1",
         "best": progress.best, "best_epoch": progress.best_epoch, "final": score.top1, "correct": score.correct,

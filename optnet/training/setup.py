@@ -1,8 +1,7 @@
-"""From a checked configuration to the parts of a run: device, model, optimizer, schedule. Trains nothing."""
+"""From a checked configuration to the parts of a run: device, data, model, optimizer, schedule. Trains nothing."""
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import timm
@@ -76,27 +75,6 @@ def optimizer(config: Optim, network: nn.Module, lr: float) -> torch.optim.Optim
         )
     except (AssertionError, ValueError) as error:
         raise ConfigError(f"optim.name={config.name} is unknown ({error}); for instance sgd, adamw or lamb") from None
-
-
-def try_step(network: nn.Module, shape: tuple[int, int, int], optim: Optim, lr: float) -> None:
-    """Runs one step of a copy on two blank pictures, so that what cannot be trained is refused before a run begins.
-
-    Raises:
-        ConfigError: the optimizer cannot be had or used so. ModelError: the model cannot take such pictures.
-    """
-    copied = copy.deepcopy(network).train()
-    made = optimizer(optim, copied, lr)
-    rng = torch.get_rng_state()
-    try:
-        copied(torch.zeros(2, *shape)).float().sum().backward()
-    except Exception as error:
-        size = "x".join(map(str, shape))
-        raise ModelError(f"the model cannot be trained on pictures of {size}: {str(error).splitlines()[0]}") from None
-    try:
-        made.step()
-    except Exception as error:
-        raise ConfigError(f"optim.name={optim.name} cannot be used: {str(error).splitlines()[0]}") from None
-    torch.set_rng_state(rng)
 
 
 def schedule(config: Schedule, made: torch.optim.Optimizer, updates: int) -> Any:
