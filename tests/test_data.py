@@ -1,8 +1,12 @@
-"""Data sets, splits, augmentation. MNIST and CIFAR-10 are real, and found by OPTNET_DATA."""
+"""Data sets, splits, augmentation. MNIST, USPS and CIFAR-10 are real, and found by OPTNET_DATA."""
 
+import bz2
 import os
+import pickle
 
+import numpy as np
 import pytest
+import scipy.io
 import torch
 from PIL import Image
 
@@ -83,6 +87,117 @@ def test_class_folder(tmp_path, split, workers):
         assert torch.equal((images.mean((1, 2, 3)) > 0).long(), labels)  # dogs are brighter
 
 
+def idx(file, array):
+    """MNIST's format: type 8 (bytes), dimensions, bytes."""
+    sizes = b"".join(size.to_bytes(4, "big") for size in array.shape)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(bytes([0, 0, 8, array.ndim]) + sizes + array.tobytes())
+
+
+def write_fashion_mnist(root, images, labels):
+    for part in ("train", "t10k"):
+        idx(root / "FashionMNIST" / "raw" / f"{part}-images-idx3-ubyte", images[:, 0])
+        idx(root / "FashionMNIST" / "raw" / f"{part}-labels-idx1-ubyte", labels)
+
+
+def write_usps(root, images, labels):
+    (root / "USPS").mkdir()
+    for name in ("usps.bz2", "usps.t.bz2"):
+        rows = zip(labels, images.reshape(len(images), -1) / 255 * 2 - 1 + 1e-4, strict=True)
+        lines = [f"{label + 1} " + " ".join(f"{i + 1}:{v:.6f}" for i, v in enumerate(row)) for label, row in rows]
+        (root / "USPS" / name).write_bytes(bz2.compress("\n".join(lines).encode()))
+
+
+def write_svhn(root, images, labels):
+    (root / "SVHN").mkdir()
+    for part in ("train", "test"):
+        content = {"X": images.transpose(2, 3, 1, 0), "y": np.where(labels == 0, 10, labels)[:, None]}
+        scipy.io.savemat(root / "SVHN" / f"{part}_32x32.mat", content)
+
+
+def write_cifar(root, images, labels, folder, files, key, meta):
+    place = root / folder
+    place.mkdir()
+    for name in files:
+        (place / name).write_bytes(pickle.dumps({"data": images.reshape(len(images), -1), key: labels.tolist()}))
+    names = [f"class {i}" for i in range(max(labels) + 1)]
+    (place / meta[0]).write_bytes(pickle.dumps({meta[1]: names}))
+
+
+def write_cifar10(root, images, labels):
+    files = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
+    write_cifar(root, images, labels, "cifar-10-batches-py", files, "labels", ("batches.meta", "label_names"))
+
+
+def write_cifar100(root, images, labels):
+    meta = ("meta", "fine_label_names")
+    write_cifar(root, images, labels, "cifar-100-python", ["train", "test"], "fine_labels", meta)
+
+
+@pytest.mark.parametrize("name, write, shape, classes", [
+    ("fashion_mnist", write_fashion_mnist, (1, 28, 28), 10), ("usps", write_usps, (1, 16, 16), 10),
+    ("svhn", write_svhn, (3, 32, 32), 10), ("cifar10", write_cifar10, (3, 32, 32), 10),
+    ("cifar100", write_cifar100, (3, 32, 32), 100),
+])  # fmt: skip
+def test_torchvisions_layouts(tmp_path, name, write, shape, classes):
+    labels = np.arange(classes, dtype=np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (classes, *shape), dtype=np.uint8)
+    write(tmp_path, images, labels)
+    data = load(name, str(tmp_path), verify=False)
+    assert data.shape == shape and len(data.classes) == classes and len(data.mean) == len(data.std) == shape[0]
+    assert torch.equal(data.test.images, torch.from_numpy(images))
+    assert torch.equal(data.test.labels, torch.from_numpy(labels).long())
+    whole = 5 * classes if name == "cifar10" else classes
+    assert len(data.train) + len(data.validation) == whole and len(data.validation) == whole // 10
+    if name in ("svhn", "cifar10", "cifar100"):
+        with pytest.raises(DataError, match=r"data\.verify=false"):
+            load(name, str(tmp_path))
+    for file in tmp_path.rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[:9])
+    with pytest.raises(DataError, match=r"is not in"):
+        load(name, str(tmp_path), verify=False)
+
+
+@pytest.mark.parametrize("classes, size, images", [(10, 32, 100), (100, 16, 150), (1000, 64, 40)])
+def test_synthetic_pictures(classes, size, images):
+    one, two = (load("synthetic", "", classes=classes, size=size, images=images, seed=seed) for seed in (0, 1))
+    assert one.shape == (3, size, size) and len(one.classes) == classes
+    assert len(one.train) + len(one.validation) + len(one.test) == images
+    assert torch.equal(one.test.images, two.test.images)
+    assert not torch.equal(one.validation.images, two.validation.images)
+    pictures = one.train.images.flatten(1).float()
+    distances = torch.cdist(pictures, pictures).fill_diagonal_(float("inf"))
+    if classes == 10:  # the nearest other picture is one of the same class
+        assert torch.equal(one.train.labels[distances.argmin(1)], one.train.labels)
+
+
+def test_what_is_printed_at_the_start():
+    assert str(load("digits", "")) == (
+        "digits: 1,293 train, 144 validation, 360 test pictures of 1x8x8, 10 classes (0, 1, 2, 3, 4, 5, 6, 7, 8, 9)"
+    )
+    assert str(load("synthetic", "", classes=50)).endswith("50 classes (0, 1, 2, ..., 49)")
+
+
+def test_a_validation_folder_is_the_validation_split(tmp_path):
+    for part, count in {"train": 6, "val": 3, "test": 2}.items():
+        class_folder(tmp_path / part, count=count)
+        (tmp_path / part / ".thumbnails").mkdir()  # no class
+    data = load("folder", str(tmp_path), size=16)
+    assert [len(data.train), len(data.validation), len(data.test)] == [12, 6, 4]
+    (tmp_path / "test").rename(tmp_path / "later")
+    data = load("folder", str(tmp_path), size=16)  # as ImageNet lies
+    assert [len(data.train), len(data.validation), len(data.test)] == [11, 1, 6]
+
+
+@pytest.mark.parametrize("part", ["val", "test"])
+def test_folders_of_other_classes_are_refused(tmp_path, part):
+    for name in ("train", "val", "test"):
+        class_folder(tmp_path / name, classes=("cat", "dog", "emu") if name == part else ("cat", "dog"), count=2)
+    with pytest.raises(DataError, match=f"{part} have different classes: emu"):
+        load("folder", str(tmp_path))
+
+
 def test_bad_data(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "hollow" / "cat").mkdir(parents=True)
@@ -97,20 +212,21 @@ def test_bad_data(tmp_path):
 
 
 @real
-def test_mnist():
-    data = load("mnist", os.environ["OPTNET_DATA"])
-    assert [len(data.train), len(data.validation), len(data.test)] == [54000, 6000, 10000]
-    images = data.train.images.float() / 255
-    assert images.mean() == pytest.approx(data.mean[0], abs=2e-3) and images.std() == pytest.approx(
-        data.std[0], abs=2e-3
-    )
+@pytest.mark.parametrize("name, shape, counts, third", [
+    ("mnist", (1, 28, 28), [54000, 6000, 10000], "3"),
+    ("usps", (1, 16, 16), [6562, 729, 2007], "3"),
+    ("cifar10", (3, 32, 32), [45000, 5000, 10000], "cat"),
+])  # fmt: skip
+def test_published_sets_as_they_are(name, shape, counts, third):
+    data = load(name, os.environ["OPTNET_DATA"], verify=False)
+    assert [len(data.train), len(data.validation), len(data.test)] == counts
+    assert data.shape == shape and data.classes[3] == third
+    images = torch.cat([data.train.images, data.validation.images]).float() / 255
+    assert images.mean((0, 2, 3)).tolist() == pytest.approx(data.mean, abs=2e-3)
+    assert images.transpose(0, 1).flatten(1).std(1).tolist() == pytest.approx(data.std, abs=2e-3)
 
 
 @real
-def test_cifar10():
-    data = load("cifar10", os.environ["OPTNET_DATA"], verify=False)
-    assert [len(data.train), len(data.validation), len(data.test)] == [45000, 5000, 10000]
-    assert data.classes[3] == "cat" and data.shape == (3, 32, 32)
-    assert data.train.images.float().mean((0, 2, 3)).tolist() == pytest.approx([255 * m for m in data.mean], abs=0.5)
+def test_a_wrong_checksum_is_refused():
     with pytest.raises(DataError, match=r"data\.verify=false"):
         load("cifar10", os.environ["OPTNET_DATA"])

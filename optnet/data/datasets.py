@@ -1,38 +1,25 @@
-"""Data sets by name: where their pictures are, how they are split and normalised. Makes no batches and no models."""
+"""Data sets by name: how they are split, normalised and augmented. Makes no batches and no models."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Subset
-from torchvision import datasets, transforms
+from torchvision import transforms
 
+from optnet.data import builtin, folders
 from optnet.data.loading import FileLoader, Loader, TensorLoader
+from optnet.data.pictures import Pictures, Source
+from optnet.data.published import PUBLISHED
 from optnet.errors import DataError
 
 AUGMENTATIONS = ("none", "shift", "crop_flip")
+DATA_SETS = ("digits", *PUBLISHED, "folder", "synthetic")
 SPLITS = ("train", "validation", "test")
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """One split: tensors in memory, or files."""
-
-    images: Tensor | Dataset[Any]
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def select(self, index: Sequence[int]) -> Pictures:
-        images = self.images[list(index)] if isinstance(self.images, Tensor) else Subset(self.images, list(index))
-        return Pictures(images, self.labels[list(index)])
 
 
 @dataclass(frozen=True)
@@ -50,7 +37,9 @@ class DataSet:
 
     def __str__(self) -> str:
         sizes = ", ".join(f"{len(getattr(self, split)):,} {split}" for split in SPLITS)
-        return f"{self.name}: {sizes} pictures of {'x'.join(map(str, self.shape))}, {len(self.classes)} classes"
+        names = self.classes if len(self.classes) <= 10 else (*self.classes[:3], "...", self.classes[-1])
+        shape = "x".join(map(str, self.shape))
+        return f"{self.name}: {sizes} pictures of {shape}, {len(self.classes)} classes ({', '.join(names)})"
 
     def loader(
         self,
@@ -95,128 +84,44 @@ def load(
     validation: float = 0.1,
     seed: int = 0,
     size: int = 64,
+    classes: int = 10,
+    images: int = 1000,
     verify: bool = True,
     download: bool = False,
 ) -> DataSet:
     """Loads a data set.
 
     Args:
-        name: ``digits``, ``mnist``, ``cifar10`` or ``folder``.
+        name: one of ``DATA_SETS``.
         root: the folder of the data sets, laid out as torchvision does; for ``folder`` the class folder itself.
-        validation: the part of the training pictures held out, drawn by ``seed``. The test split never depends on it.
-        size: height and width of a class folder's pictures, in pixels.
+        validation: the part of the training pictures held out, drawn by ``seed``, if there is no such split already.
+            The test split never depends on it.
+        size: height and width of a class folder's or of synthetic pictures, in pixels.
+        classes, images: how many synthetic ones.
         verify: compare the files' checksums with the published ones.
         download: fetch missing files.
 
     Raises:
         DataError: the data set is unknown, missing, damaged or empty.
     """
-    if name not in DATA_SETS:
-        raise DataError(f"unknown data set '{name}'; it is one of {', '.join(DATA_SETS)}")
+    source = _find(name, root, size, classes, images, verify, download)
+    held_out, train = source.validation, source.train
+    if held_out is None:
+        held_out, train = train.split(validation, seed)
+    if not len(train):
+        raise DataError(f"{name} in {root} has too few pictures to split: {len(source.train)}")
+    channels, height, width = train.images.shape[1:] if isinstance(train.images, Tensor) else (3, size, size)
+    shape = (channels, height, width)
+    return DataSet(name, source.classes, shape, source.mean, source.std, train, held_out, source.test)
+
+
+def _find(name: str, root: str, size: int, classes: int, images: int, verify: bool, download: bool) -> Source:
+    if name in PUBLISHED:
+        return PUBLISHED[name].read(root, verify, download)
     if name == "folder":
-        return _folder(Path(root), validation, seed, size)
-    classes, mean, std, train, test = DATA_SETS[name](root, verify, download)
-    assert isinstance(train.images, Tensor)
-    _, channels, height, width = train.images.shape
-    held_out, rest = _split(len(train), validation, seed)
-    return DataSet(
-        name, classes, (channels, height, width), mean, std, train.select(rest), train.select(held_out), test
-    )
-
-
-def _split(n: int, fraction: float, seed: int) -> tuple[list[int], list[int]]:
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).tolist()
-    count = max(1, round(n * fraction))
-    return order[:count], order[count:]
-
-
-_Source = tuple[tuple[str, ...], tuple[float, ...], tuple[float, ...], Pictures, Pictures]
-
-
-def _digits(root: str, verify: bool, download: bool) -> _Source:
-    """1,797 digits of 8x8 pixels that come with scikit-learn; every fifth one is a test picture."""
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    images = torch.from_numpy(digits.images).float().unsqueeze(1) / 16
-    labels = torch.from_numpy(digits.target).long()
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0)).tolist()
-    everything = Pictures(images, labels)
-    test, train = everything.select(order[::5]), everything.select([i for k, i in enumerate(order) if k % 5])
-    return tuple(map(str, range(10))), (0.305,), (0.376,), train, test
-
-
-def _torchvision(kind: type[Any], root: str, download: bool) -> list[Any]:
-    try:
-        return [kind(root, train=train, download=download) for train in (True, False)]
-    except (RuntimeError, OSError, EOFError) as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(
-            f"{kind.__name__} is not in {root} ({reason}); set data.root or OPTNET_DATA, or data.download=true"
-        ) from None
-
-
-def _mnist(root: str, verify: bool, download: bool) -> _Source:
-    train, test = (
-        Pictures(part.data.unsqueeze(1), part.targets.long()) for part in _torchvision(datasets.MNIST, root, download)
-    )
-    return tuple(map(str, range(10))), (0.1307,), (0.3081,), train, test
-
-
-class _UnverifiedCIFAR10(datasets.CIFAR10):
-    """CIFAR-10 whose files are taken as they are."""
-
-    train_list = [[file, None] for file, _ in datasets.CIFAR10.train_list]  # noqa: RUF012
-    test_list = [[file, None] for file, _ in datasets.CIFAR10.test_list]  # noqa: RUF012
-    meta = {**datasets.CIFAR10.meta, "md5": None}  # noqa: RUF012
-
-
-def _cifar10(root: str, verify: bool, download: bool) -> _Source:
-    try:
-        parts = _torchvision(datasets.CIFAR10 if verify else _UnverifiedCIFAR10, root, download)
-    except DataError as error:
-        present = verify and (Path(root) / "cifar-10-batches-py").is_dir()
-        hint = "; data.verify=false skips the checksum" if present else ""
-        raise DataError(f"{error}{hint}") from None
-    train, test = (
-        Pictures(torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(part.targets))
-        for part in parts
-    )
-    return tuple(parts[0].classes), (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), train, test
-
-
-def _folder(root: Path, validation: float, seed: int, size: int) -> DataSet:
-    """Pictures in one folder a class, under root/train and root/test (or val), or under root itself (then split)."""
-    if not root.is_dir():
-        raise DataError(f"there is no folder {root}; data.root names the folder of the class folders")
-    train_root = root / "train" if (root / "train").is_dir() else root
-    test_root = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
-    pictures, classes = _image_folder(train_root)
-    held_out, rest = _split(len(pictures), validation, seed)
-    if train_root == root or test_root is None:  # one folder: a fixed fifth of it is the test split
-        test_index, train_index = _split(len(pictures), 0.2, 0)
-        test, kept = pictures.select(test_index), pictures.select(train_index)
-        held_out, rest = _split(len(kept), validation, seed)
-        pictures = kept
-    else:
-        test, test_classes = _image_folder(test_root)
-        if test_classes != classes:
-            different = sorted(set(classes) ^ set(test_classes))
-            raise DataError(f"{train_root} and {test_root} have different classes: {', '.join(different)}")
-    if not rest:
-        raise DataError(f"{train_root} has too few pictures to split: {len(pictures)}")
-    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    return DataSet(
-        "folder", classes, (3, size, size), mean, std, pictures.select(rest), pictures.select(held_out), test
-    )
-
-
-def _image_folder(root: Path) -> tuple[Pictures, tuple[str, ...]]:
-    try:
-        folder = datasets.ImageFolder(str(root))
-    except FileNotFoundError as error:
-        raise DataError(f"{root} has no class folders with pictures: {str(error).splitlines()[0]}") from None
-    return Pictures(folder, torch.from_numpy(np.asarray(folder.targets)).long()), tuple(folder.classes)
-
-
-DATA_SETS: dict[str, Any] = {"digits": _digits, "mnist": _mnist, "cifar10": _cifar10, "folder": _folder}
+        return folders.read(Path(root))
+    if name == "synthetic":
+        return builtin.synthetic(size, classes, images)
+    if name == "digits":
+        return builtin.digits()
+    raise DataError(f"unknown data set '{name}'; it is one of {', '.join(DATA_SETS)}")

@@ -43,7 +43,10 @@ class Model:
 
 @dataclass
 class Data:
-    """``data=NAME``. ``validation`` is the part of the training split that the best checkpoint is chosen on."""
+    """``data=NAME``. ``validation`` is the part of the training split that the best checkpoint is chosen on.
+
+    ``size`` is of a class folder's and of synthetic pictures, ``classes`` and ``images`` are of synthetic ones alone.
+    """
 
     name: str = choice("digits", *DATA_SETS)
     root: str = "data"
@@ -52,6 +55,8 @@ class Data:
     validation: float = number(0.1, high=0.5, above=0)
     augment: str = choice("none", *AUGMENTATIONS)
     size: int = number(64, 4, 4096)
+    classes: int = number(10, 2, 100_000)
+    images: int = number(1000, 10)
     workers: int = number(0, 0, 256)
 
 

@@ -1,0 +1,87 @@
+"""Published data sets of small pictures, read by torchvision from its own layouts. Splits off no validation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torchvision import datasets
+
+from optnet.data.builtin import DIGITS
+from optnet.data.pictures import Pictures, Source
+from optnet.errors import DataError
+
+
+@dataclass(frozen=True)
+class Published:
+    """A data set of torchvision's.
+
+    Attributes:
+        kind: its class in torchvision.
+        axes: how its array lies: ``nhw`` (grey), ``nhwc`` or ``nchw``.
+        mean, std: of the training pictures in 0..1, a number for each channel.
+        classes: the classes' names; empty if the class in torchvision knows them.
+        folder: where its files lie below the root, if torchvision itself makes no folder for them.
+    """
+
+    kind: type[Any]
+    axes: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    classes: tuple[str, ...] = ()
+    folder: str = ""
+
+    def read(self, root: str, verify: bool, download: bool) -> Source:
+        """Reads both splits.
+
+        Raises:
+            DataError: the files are missing or damaged.
+        """
+        place = Path(root) / self.folder
+        if not place.is_dir() and not download:
+            place = Path(root)
+        train, test = (self._part(place, split, verify, download) for split in ("train", "test"))
+        return Source(self.classes or tuple(train.classes), self.mean, self.std, *map(self._pictures, (train, test)))
+
+    def _part(self, place: Path, split: str, verify: bool, download: bool) -> Any:
+        kind = self.kind if verify else _unverified(self.kind)
+        which = {"split": split} if kind.__name__ == "SVHN" else {"train": split == "train"}
+        try:
+            return kind(str(place), download=download, **which)
+        except Exception as error:  # every format fails in its own way
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            advice = "set data.root or OPTNET_DATA, or data.download=true"
+            if verify and kind is not _unverified(kind):
+                advice += "; data.verify=false takes files of another checksum"
+            raise DataError(f"{kind.__name__} is not in {place} ({reason}); {advice}") from None
+
+    def _pictures(self, part: Any) -> Pictures:
+        images = torch.as_tensor(part.data)
+        images = images.unsqueeze(1) if self.axes == "nhw" else images.permute(*map(self.axes.index, "nchw"))
+        labels = part.labels if hasattr(part, "labels") else part.targets
+        return Pictures(images.contiguous(), torch.as_tensor(labels).long())
+
+
+def _unverified(kind: type[Any]) -> type[Any]:
+    """The class without the checksums that torchvision compares before it reads; itself if there are none."""
+    if issubclass(kind, datasets.CIFAR10):
+        lists: dict[str, Any] = {
+            name: [[file, None] for file, _ in getattr(kind, name)] for name in ("train_list", "test_list")
+        }
+        return type(kind.__name__, (kind,), {**lists, "meta": {**kind.meta, "md5": None}})
+    if issubclass(kind, datasets.SVHN):
+        files = {split: [*source[:2], None] for split, source in kind.split_list.items()}
+        return type(kind.__name__, (kind,), {"split_list": files})
+    return kind
+
+
+PUBLISHED = {
+    "mnist": Published(datasets.MNIST, "nhw", (0.1307,), (0.3081,), DIGITS),
+    "fashion_mnist": Published(datasets.FashionMNIST, "nhw", (0.2860,), (0.3530,)),
+    "usps": Published(datasets.USPS, "nhw", (0.2469,), (0.2989,), DIGITS, folder="USPS"),
+    "svhn": Published(datasets.SVHN, "nchw", (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970), DIGITS, folder="SVHN"),
+    "cifar10": Published(datasets.CIFAR10, "nhwc", (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": Published(datasets.CIFAR100, "nhwc", (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+}
