@@ -1,8 +1,7 @@
 """The one network class: stem, stages, head, and timm's model contract. Knows no algorithm and no model by name."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import torch
 from timm.layers import ClassifierHead, get_act_layer, get_device_dtype
@@ -11,98 +10,34 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from optnet.algorithms import find_algorithm
+from optnet.design import StageProgram, design, suitable_layer
 from optnet.errors import ModelError
 from optnet.layers import FAMILIES, Family
-from optnet.program import Program
-from optnet.tracing import Algorithm, trace
+from optnet.tracing import Algorithm
 from optnet.unroll import COEFFICIENTS, unroll
-
-COEFFICIENT_INITS = ("ancestor", "algorithm")
-
-
-@dataclass(frozen=True)
-class StageProgram:
-    """The algorithm of one stage: the program its coefficients start from, and the algorithm's own weights."""
-
-    start: Program
-    textbook: Program
-
-    def to_json(self) -> dict[str, str]:
-        return {"start": self.start.to_json(), "textbook": self.textbook.to_json()}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, str]) -> Self:
-        if not isinstance(data, Mapping) or set(data) != {"start", "textbook"}:
-            raise ModelError("programs= takes the list that Network.programs_json() gives")
-        return cls(Program.from_json(data["start"]), Program.from_json(data["textbook"]))
-
-
-def design(
-    algorithm: str | Callable[..., Any] | Algorithm,
-    blocks: Sequence[int],
-    *,
-    layer: str | None = None,
-    reading: str | None = None,
-    coefficient_init: str = "ancestor",
-    algorithm_kwargs: Mapping[str, Any] | None = None,
-) -> tuple[list[StageProgram], str]:
-    """Traces an algorithm once a stage and says which layers suit it.
-
-    Without ``layer`` it is what the algorithm declares, else the basic block if the algorithm has a projection P
-    (a ReLU after each step, as in ResNet), else the pre-activation block. ``coefficient_init='ancestor'`` starts at the
-    constants that the algorithm declares as its ancestor's, if it does.
-
-    Raises:
-        ModelError: an unknown layer or option, or an ancestor whose program differs in more than its weights.
-        AlgorithmError: see ``optnet.trace``.
-    """
-    method = find_algorithm(algorithm)
-    if "unsuited" in method.network:
-        raise ModelError(f"{method.name} makes no classifier: {method.network['unsuited']}")
-    if coefficient_init not in COEFFICIENT_INITS:
-        raise ModelError(f"coefficient_init='{coefficient_init}' is unknown; it is 'ancestor' or 'algorithm'")
-    if not blocks or any(type(steps) is not int or steps < 1 for steps in blocks):
-        raise ModelError(f"blocks={list(blocks)} must be whole numbers of at least 1, steps of the algorithm a stage")
-    layer = layer or method.network.get("layer") or ("basic" if "P" in method.operators else "preact_basic")
-    if layer not in FAMILIES:
-        raise ModelError(f"layer='{layer}' is unknown; it is one of {', '.join(FAMILIES)}")
-    required = [name for name, needed in method.operators.items() if needed]
-    with_P = "P" in method.operators and layer in ("basic", "bottleneck", "dense_bc")
-    operators = [*required, "P"] if with_P and "P" not in required else required
-    reading = reading or method.network.get("reading") or ("map" if layer == "plain" else "residual")
-    programs = []
-    for stage, steps in enumerate(blocks):
-        constants = {**method.network.get("constants", {})}
-        if stage == len(blocks) - 1:
-            constants.update(method.network.get("last", {}))
-        constants.update(algorithm_kwargs or {})
-        textbook = start = trace(method, steps=steps, operators=operators, reading=reading, **constants)
-        if coefficient_init == "ancestor" and method.ancestor is not None:
-            constants = {**constants, **method.ancestor, **(algorithm_kwargs or {})}
-            start = trace(method, steps=steps, operators=operators, reading=reading, **constants)
-            if not start.same_structure(textbook):
-                raise ModelError(
-                    f"{method.name}: its ancestor {method.ancestor} has other steps than the algorithm; "
-                    f"use coefficient_init=algorithm"
-                )
-        programs.append(StageProgram(start, textbook))
-    return programs, layer
 
 
 class Stage(nn.Module):
-    """One run of the algorithm at one width: a restart (transition), then the unrolled steps.
+    """One run of the algorithm at one width, or its part there: a transition, then the unrolled steps.
 
-    Takes and returns a list of tensors (batch, channels, height, width), one for each stream: the results of an
-    algorithm with as many results as starting points, else one stream of all results side by side.
+    Takes and returns a list of tensors (batch, channels, height, width), one for each stream: the results, if there
+    are as many as the next stage (behind the last stage: the algorithm) has starting points, else one stream of all
+    results side by side.
     """
 
     def __init__(
-        self, program: StageProgram, family: Family, coefficients: str, per_channel: bool, dd: dict[str, Any]
+        self,
+        program: StageProgram,
+        family: Family,
+        next_streams: int,
+        coefficients: str,
+        per_channel: bool,
+        dd: dict[str, Any],
     ) -> None:
         super().__init__()
         start = program.start
         self.streams = len(start.starts)
-        self.out_streams = len(start.results) if len(start.results) in (1, self.streams) else 1
+        self.out_streams = len(start.results) if len(start.results) in (1, next_streams) else 1
         self.out_chs = family.out_chs(start.results.count(start.starts[0]), len(start.results) // self.out_streams)
         self.transitions = nn.ModuleList(family.transition() for _ in range(self.streams))
         operators = {name: family.P() for name in start.operators}
@@ -113,7 +48,8 @@ class Stage(nn.Module):
             channels=family.chs, packed=True, **dd,
             shortcuts={name: layer for name, layer in shortcuts.items() if layer is not None or not family.same_start},
         )  # fmt: skip
-
+        for i in set(range(self.streams)) - self.steps.reads():
+            self.transitions[i] = nn.Identity()
         self.grad_checkpointing = False
 
     def forward(self, streams: list[Tensor]) -> list[Tensor]:
@@ -148,6 +84,8 @@ class Network(nn.Module):
         blocks, widths: steps and width of each stage.
         layer: the layers' family (``optnet.layers.FAMILIES``); by default what suits the algorithm.
         reading: ``map`` or ``residual``; by default what suits the algorithm.
+        transition: ``restart`` the algorithm in each stage, or ``project`` every live iterate into the next (see
+            ``optnet.design.design``).
         stem: ``small`` (3x3) or ``imagenet`` (7x7 stride 2 and a max-pool).
         stem_width: channels of the stem, by default the first stage's width.
         coefficients: ``learnable`` or ``fixed``; ``coefficient_init``: ``ancestor`` or ``algorithm``.
@@ -169,6 +107,7 @@ class Network(nn.Module):
         programs: Sequence[Mapping[str, str]] | None = None,
         layer: str | None = None,
         reading: str | None = None,
+        transition: str = "restart",
         stem: str = "small",
         stem_width: int | None = None,
         coefficients: str = "learnable",
@@ -200,9 +139,11 @@ class Network(nn.Module):
         elif algorithm is None:
             raise ModelError("algorithm is missing; see optnet.list_algorithms()")
         else:
-            stages, layer = design(
-                algorithm, blocks, layer=layer, reading=reading, coefficient_init=coefficient_init,
-                algorithm_kwargs=algorithm_kwargs,
+            algorithm = find_algorithm(algorithm)
+            layer = layer or suitable_layer(algorithm)
+            stages = design(
+                algorithm, blocks, with_P=_family(layer).takes_P, layer=layer, reading=reading,
+                coefficient_init=coefficient_init, transition=transition, algorithm_kwargs=algorithm_kwargs,
             )  # fmt: skip
         if per_channel and layer == "dense_bc":
             raise ModelError(
@@ -215,7 +156,9 @@ class Network(nn.Module):
         self.streams = len(stages[0].start.starts)
         self.num_classes = num_classes
         self.in_chans = in_chans
-        family, act = FAMILIES[layer], _act_layer(act_layer)
+        family, act = _family(layer), _act_layer(act_layer)
+        if any(len(program.start.starts) > self.streams for program in stages) and not family.same_start:
+            raise ModelError(f"transition=project does not go with layer={layer}, whose iterates have several widths")
 
         chs = stem_width or widths[0]
         probe = family(in_chans, chs, 1, act, True, dd)
@@ -226,8 +169,10 @@ class Network(nn.Module):
         for i, (program, width) in enumerate(zip(stages, widths, strict=True)):
             stride = 1 if i == 0 else 2
             reduction *= stride
-            stage = Stage(program, family(chs, width, stride, act, i == 0, dd), coefficients, per_channel, dd)
-            if i and stage.streams not in (1, self.stages[-1].out_streams):
+            following = [*stages[i + 1 :], stages[0]][0]
+            layers = family(chs, width, stride, act, i == 0, dd)
+            stage = Stage(program, layers, len(following.start.starts), coefficients, per_channel, dd)
+            if i and stage.streams != self.stages[-1].out_streams:
                 raise ModelError(f"{program.start.name} ends a stage with one iterate and starts the next with two")
             self.stages.append(stage)
             chs = stage.out_chs
@@ -318,6 +263,12 @@ class Network(nn.Module):
         if prune_head:
             self.reset_classifier(0, "")
         return take
+
+
+def _family(layer: str) -> type[Family]:
+    if layer not in FAMILIES:
+        raise ModelError(f"layer='{layer}' is unknown; it is one of {', '.join(FAMILIES)}")
+    return FAMILIES[layer]
 
 
 def _act_layer(name: str) -> type[nn.Module]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from keyword import iskeyword
 from typing import Any
@@ -145,6 +145,26 @@ class Program:
                 step = Combine(step.value, tuple(kept), tuple(kept.values()))
             steps.append(step)
         return replace(self, steps=tuple(steps)).fold()
+
+    def live(self, place: int) -> tuple[str, ...]:
+        """The values set in front of step number ``place`` that this or a later step reads, or that are results."""
+        later = {read for step in self.steps[place:] for read in step.reads} | set(self.results)
+        return tuple(value for value in (*self.starts, *(s.value for s in self.steps[:place])) if value in later)
+
+    def cut(self, borders: Sequence[int], parts: Sequence[int]) -> list[Program]:
+        """The program in pieces of so many iterations (``parts``), cut in front of the steps numbered ``borders``: what
+        is live at a border is the one piece's results and the next one's starting points, under the same names."""
+        edges = [0, *borders, len(self.steps)]
+        pieces, starts = [], self.starts
+        for begin, end, steps in zip(edges[:-1], edges[1:], parts, strict=True):
+            inner = end < len(self.steps)
+            results = self.live(end) if inner else self.results
+            pieces.append(replace(
+                self, starts=starts, steps=self.steps[begin:end], results=results, several=self.several or inner,
+                constants={**self.constants, "steps": steps},
+            ))  # fmt: skip
+            starts = results
+        return pieces
 
     def fold(self) -> Program:
         """The same program with no sum that another one can take in (the rules: ``_Folding``)."""

@@ -191,6 +191,25 @@ def trace(
         OperatorError: an operator is missing, unknown or given twice.
     """
     method = as_algorithm(function)
+    traced = record(method, steps=steps, operators=operators, reading=reading, **constants).fold().renamed()
+    for name in traced.readings:
+        if name not in traced.operators:
+            raise AlgorithmError(
+                f"{method.name}: what it returns never went through its operator {name}; call {name}(x)"
+            )
+    return traced
+
+
+def record(
+    function: Callable[..., Any] | Algorithm,
+    *,
+    steps: int,
+    operators: Iterable[str] | None = None,
+    reading: str | Mapping[str, str] = "map",
+    **constants: Any,
+) -> Program:
+    """What ``trace`` starts from: the program as it was written, one step per operation, nothing folded or dropped."""
+    method = as_algorithm(function)
     if type(steps) is not int or steps < 1:
         raise AlgorithmError(f"steps={steps!r} must be a whole number of at least 1")
     method.check_constants(constants)
@@ -213,16 +232,10 @@ def trace(
         raise AlgorithmError(
             f"{method.name} returns {kinds}: end it with 'return x', an iterate or a tuple of iterates"
         )
-    traced = Program(
+    return Program(
         method.name, method.starts, tuple(recorder.steps), tuple(result._name for result in results), several,
         readings, {"steps": steps, **constants},
-    ).fold().renamed()  # fmt: skip
-    for name in names:
-        if name not in traced.operators:
-            raise AlgorithmError(
-                f"{method.name}: what it returns never went through its operator {name}; call {name}(x)"
-            )
-    return traced
+    )  # fmt: skip
 
 
 def _operator_names(method: Algorithm, operators: Iterable[str] | None) -> tuple[str, ...]:

@@ -50,6 +50,13 @@ class Unrolled(nn.Module):
             return results
         return self.body(*starts)
 
+    def reads(self) -> set[int]:
+        """The numbers of the starting points that something is made of: fixed weights of 0 may leave one aside."""
+        nodes = [node for node in self.body.graph.nodes if node.op == "placeholder" and node.users]
+        if isinstance(self, _UnrolledFromList):
+            return {user.args[1] for node in nodes for user in node.users}
+        return {self.program.starts.index(node.target) for node in nodes}
+
     def extra_repr(self) -> str:
         return f"{self.program.name}, {sum(map(bool, self.rows.values()))} rows of learnable coefficients"
 

@@ -1,16 +1,17 @@
 """The network class: every family, timm's contract in the small, ancestors, coefficients that are alive."""
 
 import copy
+import itertools
 
 import pytest
 import timm
 import torch
-from methods import OWN, names
+from methods import OWN, layer, names, starts
 from torch import nn
 
 import optnet
 from optnet import ModelError, Network, create_model, find_algorithm, list_algorithms
-from optnet.network import design
+from optnet.design import TRANSITIONS, design, suitable_layer
 
 EVERY = [name for name in list_algorithms() if "unsuited" not in find_algorithm(name).network]
 LAYERED = {
@@ -24,6 +25,8 @@ LAYERED = {
     "dense_bc": {"algorithm": "nesterov_dense", "layer": "dense_bc", "algorithm_kwargs": {"skips": True}},
     "two streams": {"algorithm": "merge_and_run"},
     "dual": {"algorithm": "admm"},
+    "projected memory": {"algorithm": "heavy_ball", "transition": "project", "coefficient_init": "algorithm"},
+    "projected dual": {"algorithm": "admm", "transition": "project", "layer": "preact_basic"},
 }
 SMALL = {"blocks": (2, 3), "widths": (4, 8), "in_chans": 1}
 
@@ -51,9 +54,15 @@ def pictures(n=4, channels=1, size=12):
 
 @pytest.mark.parametrize("coefficients", ["learnable", "fixed"])
 @pytest.mark.parametrize("init", ["ancestor", "algorithm"])
+@pytest.mark.parametrize("transition", TRANSITIONS)
 @pytest.mark.parametrize("method", [*EVERY, *OWN], ids=lambda m: m if isinstance(m, str) else names(m))
-def test_every_algorithm_makes_a_network(method, init, coefficients):
-    model = build(algorithm=method, coefficient_init=init, coefficients=coefficients).train()
+def test_every_algorithm_makes_a_network(method, transition, init, coefficients):
+    options = {"coefficient_init": init, "coefficients": coefficients, "transition": transition}
+    if transition == "project" and suitable_layer(find_algorithm(method)) == "dense":
+        with pytest.raises(ModelError, match="transition=project does not go with layer=dense"):
+            build(algorithm=method, **options)
+        return
+    model = build(algorithm=method, **options).train()
     model(pictures()).square().sum().backward()
     assert model(pictures()).shape == (4, 10)
     assert all(p.grad is not None for p in model.parameters())
@@ -160,6 +169,57 @@ def test_a_network_comes_back_from_its_programs(family):
     assert optnet.coefficients(again) == optnet.coefficients(model)
 
 
+@pytest.mark.parametrize("blocks", [(2, 3, 2), (1, 1), (4,)])
+@pytest.mark.parametrize("method", [*EVERY, *OWN], ids=lambda m: m if isinstance(m, str) else names(m))
+def test_projected_stages_are_one_run_of_the_algorithm(method, blocks):
+    """The stages' programs, one behind the other, take the steps of the whole one, and give its result to the bit."""
+    method = find_algorithm(method)
+    constants = method.network.get("constants", {})
+    whole = optnet.trace(method, steps=sum(blocks), **constants)
+    parts = [part.textbook for part in design(
+        method, blocks, with_P=False, layer="basic", reading="map", coefficient_init="algorithm", transition="project",
+        algorithm_kwargs={name: method.constants[name] for name in method.network.get("last", {})},
+    )]  # fmt: skip
+    assert [step for part in parts for step in part.steps] == list(whole.steps)
+    assert parts[0].starts == whole.starts and parts[-1].results == whole.results
+    assert all(one.results == two.starts for one, two in itertools.pairwise(parts))
+    assert [part.constants["steps"] for part in parts] == list(blocks)
+    layers = {name: layer("tanh") for name in whole.operators}
+    values = tuple(starts(method))
+    for part in parts:
+        operators = {name: layers[name] for name in part.operators}
+        unrolled = optnet.unroll(part, operators=operators, dtype=torch.float64)
+        values = unrolled(*values)
+        values = values if part.several else (values,)
+    wanted = optnet.unroll(whole, operators=layers, dtype=torch.float64)(*starts(method))
+    for got, result in zip(values, wanted if whole.several else (wanted,), strict=True):
+        assert torch.equal(got, result)
+
+
+def test_what_fixed_zeros_do_not_read_is_not_there():
+    """Heavy ball with beta = 0 is ResNet: no projection, and no norm of one, for the iterate that nothing reads."""
+    for family in ("basic", "preact_basic"):
+        options = {"algorithm": "heavy_ball", "layer": family, "coefficients": "fixed"}
+        projected, restarted = build(**options, transition="project"), build(**options)
+        count = [sum(p.numel() for p in model.parameters()) for model in (projected, restarted)]
+        assert count[0] == count[1]
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.9])
+def test_projected_heavy_ball_is_the_one_written_by_hand(beta):
+    """Both iterates cross a border through projections of their own; the layer gets the newest one raw."""
+    model = build(algorithm="heavy_ball", transition="project", algorithm_kwargs={"beta": beta}, blocks=(2, 2))
+    x = previous = model.stem(pictures())
+    for i, stage in enumerate(model.stages):
+        body = stage.steps.body
+        for step in (2 * i, 2 * i + 1):
+            moved = body.get_submodule(f"T_{step}")([x])
+            if step == 2:
+                x, previous = body.shortcut_P1(x), body.shortcut_P0(previous)
+            x, previous = body.get_submodule(f"P_{step}")(moved + x + beta * (x - previous)), x
+    assert torch.allclose(model(pictures()), model.head(x), rtol=1e-5, atol=1e-6)
+
+
 def test_the_dense_family_refuses_to_add_a_start_of_another_shape():
     with pytest.raises(optnet.ProgramError, match="another shape"):
         build(algorithm="nesterov_dense", algorithm_kwargs={"skips": True, "beta": 0.5})
@@ -177,6 +237,7 @@ def test_the_dense_family_refuses_to_add_a_start_of_another_shape():
         {"stem": "huge"},
         {"widths": (0, 8)},
         {"widths": (4, 8), "layer": "dense_bc", "per_channel": True},
+        {"transition": "jump"},
         {"act_layer": "nonsense"},
         {"programs": [{"start": "x"}], "layer": "basic"},
         {"nonsense": 1},
@@ -196,7 +257,6 @@ def test_the_operator_declared_first_is_the_layer():
 
 
 def test_layers_are_chosen_by_the_algorithm():
-    assert design("gd", [2])[1] == "plain"
-    assert design("hb", [2])[1] == "basic"
-    assert design("agd_dense", [2])[1] == "dense"
-    assert design(OWN[1], [2])[1] == "preact_basic"
+    wanted = {"gd": "plain", "hb": "basic", "agd_dense": "dense"}
+    assert {name: suitable_layer(find_algorithm(name)) for name in wanted} == wanted
+    assert suitable_layer(OWN[1]) == "preact_basic"

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "optnet").rglob("*.py"))
 NO_TORCH = [ROOT / "optnet" / name for name in ("program.py", "guarantees.py", "symbols.py", "tracing.py", "errors.py")]
 NO_TORCH += sorted((ROOT / "optnet" / "algorithms").glob("*.py"))
-ORDER = "errors version program symbols guarantees tracing algorithms objectives analysis emitting unroll layers"
+ORDER = "errors version program symbols guarantees tracing algorithms objectives analysis emitting unroll layers design"
 ORDER = f"{ORDER} network convert zoo data training".split()
 
 

@@ -78,6 +78,7 @@ class Dense(Family):
 class DenseBC(Dense):
     """T = BN-ReLU-conv1x1 to ``4 width`` channels, P = BN-ReLU-conv3x3 to ``width``; transitions halve the channels."""
 
+    takes_P = True
     compression = 0.5
     bottleneck = 4
 

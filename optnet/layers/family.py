@@ -28,6 +28,8 @@ class Family:
     expansion = 1
     final_norm = False
     """Whether the network normalises and activates after its last stage."""
+    takes_P = False
+    """Whether the family has a place for an algorithm's optional P: an activation behind each step."""
     same_start = True
     """Whether the starting point can be given the shape of its successors."""
 

@@ -85,6 +85,7 @@ class PreActBottleneckBranch(nn.Module):
 class Basic(Family):
     """Post-activation basic block: F = conv-BN-ReLU-conv-BN, P = ReLU."""
 
+    takes_P = True
     branch: type[BasicBranch] | type[BottleneckBranch] = BasicBranch
 
     def T(self) -> LayerFactory:

@@ -59,7 +59,7 @@ def describe(model: nn.Module, name: str, kwargs: dict[str, Any]) -> dict[str, A
     return {"name": name, "kwargs": kwargs}
 
 
-_TRACED = ("algorithm", "algorithm_kwargs", "coefficient_init", "reading")
+_TRACED = ("algorithm", "algorithm_kwargs", "coefficient_init", "reading", "transition")
 
 
 def rebuild(content: dict[str, Any]) -> nn.Module:

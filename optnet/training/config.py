@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 from optnet.data import AUGMENTATIONS, DATA_SETS, SPLITS
+from optnet.design import COEFFICIENT_INITS, TRANSITIONS
 from optnet.errors import ConfigError
 from optnet.layers import FAMILIES
-from optnet.network import COEFFICIENT_INITS
 from optnet.tracing import READINGS
 from optnet.unroll import COEFFICIENTS
 
@@ -33,6 +33,7 @@ class Model:
     widths: list[int] | None = None
     stem_width: int | None = number(None, 1)
     reading: str | None = choice(None, *READINGS)
+    transition: str | None = choice(None, *TRANSITIONS)
     coefficients: str | None = choice(None, *COEFFICIENTS)
     coefficient_init: str | None = choice(None, *COEFFICIENT_INITS)
     per_channel: bool | None = None
