@@ -15,6 +15,7 @@ from optnet.errors import (
     ShapeError,
     TraceError,
 )
+from optnet.mlp import MLP
 from optnet.network import Network
 from optnet.program import Apply, Combine, Program
 from optnet.symbols import Iterate, Operator, identity
@@ -24,6 +25,7 @@ from optnet.version import __version__
 from optnet.zoo import create_model, freeze_all_but_coefficients, list_models
 
 __all__ = [
+    "MLP",
     "Algorithm",
     "AlgorithmError",
     "Apply",

@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,6 +34,7 @@ class Activation:
         lipschitz: the Lipschitz constant of phi.
         monotone: whether phi does not decrease anywhere.
         conjugate: F = psi*, infinite outside its domain; None if phi is not monotone.
+        pieces: a piecewise linear phi as (slope, offset, low, high): phi(t) = slope t + offset on [low, high].
     """
 
     name: str
@@ -41,6 +43,12 @@ class Activation:
     lipschitz: float
     monotone: bool = True
     conjugate: Function | None = None
+    pieces: tuple[tuple[float, float, float, float], ...] = ()
+
+    def slope(self, u: Tensor) -> Tensor:
+        """phi'(u), elementwise; at a kink one of its one-sided values."""
+        slopes: Tensor = torch.func.vjp(self.phi, u)[1](torch.ones_like(u))[0]
+        return slopes
 
     def G(self, u: Tensor) -> Tensor:
         """G(u) = psi(u), elementwise."""
@@ -157,8 +165,9 @@ def softsign() -> Activation:
 def relu() -> Activation:
     """max(t, 0); psi = max(t, 0)^2 / 2, F = x^2 / 2 on x >= 0."""
     return Activation(
-        "relu", torch.relu, lambda t: torch.relu(t) ** 2 / 2, 1.0, conjugate=lambda x: _outside(x * x / 2, x >= 0)
-    )
+        "relu", torch.relu, lambda t: torch.relu(t) ** 2 / 2, 1.0, conjugate=lambda x: _outside(x * x / 2, x >= 0),
+        pieces=((0, 0, -math.inf, 0), (1, 0, 0, math.inf)),
+    )  # fmt: skip
 
 
 def leaky_relu(alpha: float = 0.01) -> Activation:
@@ -168,6 +177,7 @@ def leaky_relu(alpha: float = 0.01) -> Activation:
         "leaky_relu", lambda t: torch.where(t > 0, t, alpha * t),
         lambda t: torch.where(t > 0, t * t, alpha * t * t) / 2,
         max(1.0, alpha), conjugate=lambda x: torch.where(x > 0, x * x, x * x / alpha) / 2,
+        pieces=((alpha, 0, -math.inf, 0), (1, 0, 0, math.inf)),
     )  # fmt: skip
 
 
@@ -212,12 +222,50 @@ def soft_threshold(lam: float = 0.5) -> Activation:
     return Activation(
         "soft_threshold", lambda t: torch.sign(t) * torch.relu(t.abs() - lam),
         lambda t: torch.relu(t.abs() - lam) ** 2 / 2, 1.0, conjugate=lambda x: x * x / 2 + lam * x.abs(),
+        pieces=((1, lam, -math.inf, -lam), (0, 0, -lam, lam), (1, -lam, lam, math.inf)),
     )  # fmt: skip
 
 
 def identity() -> Activation:
     """t; psi = t^2 / 2, F = x^2 / 2."""
-    return Activation("identity", lambda t: t, lambda t: t * t / 2, 1.0, conjugate=lambda x: x * x / 2)
+    return Activation(
+        "identity", lambda t: t, lambda t: t * t / 2, 1.0, conjugate=lambda x: x * x / 2,
+        pieces=((1, 0, -math.inf, math.inf),),
+    )  # fmt: skip
+
+
+def own(phi: Function, name: str = "own") -> Activation:
+    """Your own non-decreasing phi; psi by quadrature, F through the inverse of phi by bisection, beta from a grid.
+
+    psi(t) = int_0^t phi is good to 1e-9 for a phi that is smooth but for a kink at 0.
+
+    Raises:
+        RequestError: phi decreases somewhere on [-40, 40], is not finite there, or has no finite slope.
+    """
+    grid = torch.linspace(-40, 40, 400_001, dtype=torch.float64)
+    values = phi(grid)
+    if values.shape != grid.shape or not bool(values.isfinite().all()):
+        raise RequestError(f"{name}: phi must map a tensor to a finite one of its shape, elementwise")
+    steps = values.diff() / grid.diff()
+    low = steps.argmin()
+    if steps[low] < -1e-9:
+        raise RequestError(f"{name} decreases at t = {grid[low]:.3g}, so it has no proximal pair; use a monotone phi")
+    nodes, weights = (torch.from_numpy(part) for part in np.polynomial.legendre.leggauss(64))
+
+    def psi(t: Tensor) -> Tensor:
+        at, share = ((nodes + 1) / 2).to(t), (weights / 2).to(t)
+        return t * (phi(t[..., None] * at) * share).sum(-1)
+
+    def F(x: Tensor) -> Tensor:
+        below, above = torch.full_like(x, -1e3), torch.full_like(x, 1e3)
+        reached = (phi(below) <= x) & (x <= phi(above))
+        for _ in range(60):
+            middle = (below + above) / 2
+            low = phi(middle) < x
+            below, above = torch.where(low, middle, below), torch.where(low, above, middle)
+        return _outside(x * above - psi(above), reached)
+
+    return Activation(name, phi, psi, float(steps.max()), conjugate=F)
 
 
 def _check(name: str, parameter: str, value: float, good: bool) -> None:

@@ -55,7 +55,8 @@ BAD = [
     "schedule.warmup=2", "device=nonsense", "device=cuda:99", "resume=none", "resume=empty",
     "experiment=nonsense", "=3", "-m seed=0,1 epochs=0", "-m epochs=1,0",
     "--nonsense", "--cfg job epochs=abc", "epochs=???", "schedule.milestones=[3,-1]", "model=vgg11",
-    "optim.name=adahessian", "trainer=nonsense", "trainer.name=nonsense", "trainer.nonsense=1", "model.widths=[0,8,8]", "runs=mine.py", "name=/abs", "name=../x",
+    "optim.name=adahessian", "trainer=nonsense", "trainer.name=nonsense",
+    "trainer.nonsense=1", "model.widths=[0,8,8]", "runs=mine.py", "name=/abs", "name=../x",
 ]  # fmt: skip
 
 

@@ -93,3 +93,36 @@ def test_domains_and_refusals():
     for bad in (unknown, low, lambda: objectives.leaky_relu(0)):
         with pytest.raises(optnet.RequestError):
             bad()
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_slopes_and_pieces(name):
+    phi = activation(name)
+    t = torch.linspace(-5, 5, 4001, dtype=torch.float64)
+    t = t[(t.abs() > 1e-3) & ((t.abs() - 0.5).abs() > 1e-3)]  # without the kinks
+    central = (phi.phi(t + 1e-6) - phi.phi(t - 1e-6)) / 2e-6
+    assert (phi.slope(t) - central).abs().max() < 1e-8
+    assert bool(phi.pieces) == (name in ("relu", "leaky_relu", "soft_threshold", "identity"))
+    for slope, offset, low, high in phi.pieces:
+        inside = t[(t >= low) & (t <= high)]
+        assert (phi.phi(inside) - slope * inside - offset).abs().max() < 1e-15
+
+
+@pytest.mark.parametrize("name", MONOTONE)
+def test_your_own_activation_is_as_good_as_ours(name):
+    ours = activation(name)
+    own = objectives.own(ours.phi)
+    assert own.lipschitz == pytest.approx(ours.lipschitz, abs=1e-3) and own.monotone
+    u, v = points(2, 200) * 3
+    kinked = name == "soft_threshold"  # at 1/2 and -1/2, where the quadrature does not expect it
+    assert (own.G(u) - own.G(v) - ours.G(u) + ours.G(v)).abs().max() < (1e-3 if kinked else 1e-9)
+    x = ours.phi(v)
+    assert (own.F(x) + own.G(v) - x * v).abs().max() < 1e-9
+    assert (own.F(x) + own.G(u) - x * u).min() > -(1e-3 if kinked else 1e-9)
+
+
+@pytest.mark.parametrize("phi", [torch.cos, torch.neg, torch.nn.functional.gelu, torch.log, lambda t: t.sum()])
+def test_your_own_activation_must_not_decrease(phi):
+    with pytest.raises(optnet.RequestError) as error:
+        objectives.own(phi)
+    assert "\n" not in str(error.value)

@@ -12,8 +12,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import optnet
 from optnet import CheckpointError, ConfigError
+from optnet.options import check
 from optnet.training import assess, checkpoint, run
-from optnet.training.config import Data, Evaluate, Model, Train, check
+from optnet.training.config import Data, Evaluate, Model, Train
 
 FAMILIES = ["gradient_descent", "heavy_ball", "nesterov", "nesterov_dense", "admm", "merge_and_run"]
 TINY = {"blocks": [1, 2], "widths": [4, 8]}

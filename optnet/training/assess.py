@@ -64,7 +64,7 @@ def prepare(config: Evaluate, overrides: Sequence[str] = ()) -> Parts:
         data = setup.data(config.data or Data(), config.seed)
         torch.manual_seed(config.seed)
         kwargs = {"pretrained": True} if config.pretrained else {}
-        model, _ = setup.model(Model(str(config.model), kwargs=kwargs), {}, len(data.classes), data.shape[0])
+        model, _ = setup.model(Model(str(config.model), kwargs=kwargs), {}, len(data.classes), data.shape)
         subject = {"model": str(config.model)}
     return Parts(config, device, data, model.to(device), subject)
 

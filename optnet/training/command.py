@@ -21,7 +21,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from optnet.algorithms import find_algorithm, list_algorithms
 from optnet.errors import AlgorithmError, ConfigError, RequestError
-from optnet.training.config import Evaluate, Train, check
+from optnet.options import check
+from optnet.training.config import Evaluate, Train
 from optnet.training.trainers import typed
 from optnet.zoo import list_models
 

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from optnet.data import AUGMENTATIONS, DATA_SETS, SPLITS
 from optnet.design import COEFFICIENT_INITS, TRANSITIONS
 from optnet.errors import ConfigError
 from optnet.layers import FAMILIES
+from optnet.options import choice, number
 from optnet.tracing import READINGS
 from optnet.unroll import COEFFICIENTS
-
-
-def number(default: Any, low: float = -math.inf, high: float = math.inf, *, above: float | None = None) -> Any:
-    """A number in [low, high], or (above, high]."""
-    return field(default=default, metadata={"low": low, "high": high, "above": above})
-
-
-def choice(default: str | None, *options: str) -> Any:
-    return field(default=default, metadata={"options": options})
 
 
 @dataclass
@@ -37,6 +28,7 @@ class Model:
     coefficients: str | None = choice(None, *COEFFICIENTS)
     coefficient_init: str | None = choice(None, *COEFFICIENT_INITS)
     per_channel: bool | None = None
+    hidden: list[int] | None = None
     act_layer: str | None = None
     drop_rate: float | None = number(None, 0, 1)
     kwargs: dict[str, Any] = field(default_factory=dict)
@@ -80,6 +72,10 @@ class Schedule:
     milestones: list[float] = field(default_factory=lambda: [0.5, 0.75])
     factor: float = number(0.1, high=1, above=0)
 
+    def check(self) -> None:
+        if sorted(self.milestones) != self.milestones or not all(0 < part < 1 for part in self.milestones):
+            raise ConfigError(f"schedule.milestones={self.milestones} must rise between 0 and 1, like [0.5, 0.75]")
+
 
 @dataclass
 class Backprop:
@@ -122,31 +118,3 @@ class Evaluate:
     device: str = "auto"
     output: str | None = None
     data: Data | None = None
-
-
-def _check_milestones(milestones: list[float]) -> None:
-    if sorted(milestones) != milestones or not all(0 < part < 1 for part in milestones):
-        raise ConfigError(f"schedule.milestones={milestones} must be rising parts of the run, like [0.5, 0.75]")
-
-
-def check(config: Any, prefix: str = "") -> None:
-    """Compares every value with its key's range and choices.
-
-    Raises:
-        ConfigError: with the key, the bad value and valid ones.
-    """
-    if isinstance(config, Schedule):
-        _check_milestones(config.milestones)
-    for key in fields(config):
-        value, name, limits = getattr(config, key.name), f"{prefix}{key.name}", key.metadata
-        if is_dataclass(value):
-            check(value, f"{name}.")
-        elif value is not None and "options" in limits and value not in limits["options"]:
-            raise ConfigError(f"{name}={value} is unknown; it is one of {', '.join(limits['options'])}")
-        elif value is not None and "low" in limits:
-            low, high, above = limits["low"], limits["high"], limits["above"]
-            if not math.isfinite(value) or not low <= value <= high or (above is not None and value <= above):
-                lower = f"greater than {above:g}" if above is not None else f"at least {low:g}"
-                upper = f" and at most {high:g}" if high < math.inf else ""
-                example = low if key.default is None else key.default
-                raise ConfigError(f"{name}={value} is out of range; it must be {lower}{upper}, like {example}")

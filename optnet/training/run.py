@@ -24,8 +24,9 @@ from torch import nn
 
 from optnet.data import DataSet, Loader
 from optnet.errors import CheckpointError, ConfigError
+from optnet.options import check
 from optnet.training import checkpoint, setup, trainers
-from optnet.training.config import Train, check
+from optnet.training.config import Train
 from optnet.training.logbook import Logbook, is_terminal, new_folder, write_json
 from optnet.training.loop import Diverged, Observer, Progress, Trainer, evaluate, train_epoch
 from optnet.version import __version__
@@ -63,7 +64,7 @@ def prepare(config: Train, overrides: Sequence[str] = ()) -> Parts:
     data = setup.data(config.data, config.seed)
     torch.manual_seed(config.seed)
     if resumed is None:
-        model, kwargs = setup.model(config.model, config.algorithm, len(data.classes), data.shape[0])
+        model, kwargs = setup.model(config.model, config.algorithm, len(data.classes), data.shape)
         described = checkpoint.describe(model, config.model.name, kwargs)
         trainers.try_step(config, model, data.shape)
     else:

@@ -37,8 +37,12 @@ def data(config: Data, seed: int) -> DataSet:
     )  # fmt: skip
 
 
-def model(config: Model, algorithm: dict[str, Any], classes: int, channels: int) -> tuple[nn.Module, dict[str, Any]]:
+def model(
+    config: Model, algorithm: dict[str, Any], classes: int, shape: tuple[int, int, int]
+) -> tuple[nn.Module, dict[str, Any]]:
     """The model of a configuration and the arguments it was made with.
+
+    A model that timm says to be made for one size of pictures is told the size of these, ``shape[1:]``.
 
     Raises:
         ModelError: there is no such model, or it does not take an option that is set.
@@ -49,7 +53,9 @@ def model(config: Model, algorithm: dict[str, Any], classes: int, channels: int)
         hint = f"did you mean {', '.join(near)}?" if near else "see optnet.list_models() and timm.list_models()"
         raise ModelError(f"unknown model '{config.name}': {hint}")
     kwargs = {key: value for key, value in vars(config).items() if value is not None and key not in ("name", "kwargs")}
-    kwargs.update(config.kwargs, num_classes=classes, in_chans=channels)
+    kwargs.update(config.kwargs, num_classes=classes, in_chans=shape[0])
+    if timm.get_pretrained_cfg_value(config.name, "fixed_input_size"):
+        kwargs.setdefault("img_size", shape[1:])
     constants = {key: value for key, value in algorithm.items() if key != "name" and value is not None}
     if algorithm.get("name"):
         kwargs = {"layer": None, "reading": None, **kwargs, "algorithm": algorithm["name"]}

@@ -1,0 +1,41 @@
+"""Keys of a configuration with their ranges and choices, and their check. Knows no key by name."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import field, fields, is_dataclass
+from typing import Any
+
+from optnet.errors import ConfigError
+
+
+def number(default: Any, low: float = -math.inf, high: float = math.inf, *, above: float | None = None) -> Any:
+    """A number in [low, high], or (above, high]."""
+    return field(default=default, metadata={"low": low, "high": high, "above": above})
+
+
+def choice(default: str | None, *options: str) -> Any:
+    return field(default=default, metadata={"options": options})
+
+
+def check(config: Any, prefix: str = "") -> None:
+    """Compares every value with its key's range and choices, and asks a class that has a ``check`` of its own.
+
+    Raises:
+        ConfigError: with the key, the bad value and valid ones.
+    """
+    if hasattr(config, "check"):
+        config.check()
+    for key in fields(config):
+        value, name, limits = getattr(config, key.name), f"{prefix}{key.name}", key.metadata
+        if is_dataclass(value):
+            check(value, f"{name}.")
+        elif value is not None and "options" in limits and value not in limits["options"]:
+            raise ConfigError(f"{name}={value} is unknown; it is one of {', '.join(limits['options'])}")
+        elif value is not None and "low" in limits:
+            low, high, above = limits["low"], limits["high"], limits["above"]
+            if not math.isfinite(value) or not low <= value <= high or (above is not None and value <= above):
+                lower = f"greater than {above:g}" if above is not None else f"at least {low:g}"
+                upper = f" and at most {high:g}" if high < math.inf else ""
+                example = low if key.default is None else key.default
+                raise ConfigError(f"{name}={value} is out of range; it must be {lower}{upper}, like {example}")
