@@ -222,6 +222,8 @@ def _ancestral(network: Network, stage: str, step: str, term: str) -> float:
 
 
 def _timm_model(network: Network) -> nn.Module:
+    if any(len(program.start.starts) > 1 for program in network.programs):
+        raise ModelError("timm has no model with two streams, or with an iterate carried across stages")
     parameter = next(network.parameters())
     dd = {"device": parameter.device, "dtype": parameter.dtype}
     shared: dict[str, Any] = {"num_classes": network.num_classes, "in_chans": network.in_chans, **dd}
@@ -231,8 +233,9 @@ def _timm_model(network: Network) -> nn.Module:
     )
     if network.layer in ("basic", "bottleneck") and standard:
         return ResNet(BasicBlock if network.layer == "basic" else Bottleneck, blocks, **shared)
-    if network.layer == "preact_bottleneck" and standard:
-        return timm.create_model("resnetv2_50", pretrained=False, layers=blocks, **shared)
+    if network.layer in ("preact_basic", "preact_bottleneck") and standard:
+        name = "resnetv2_18" if network.layer == "preact_basic" else "resnetv2_50"
+        return timm.create_model(name, pretrained=False, layers=blocks, **shared)
     if network.layer == "dense_bc" and network.stem_kind == "imagenet":
         return DenseNet(growth_rate=network.widths[0], block_config=blocks, **shared)
     raise ModelError(f"timm has no model with layer={network.layer}, widths={network.widths}, stem={network.stem_kind}")

@@ -42,7 +42,7 @@ def test_ancestors_are_reproduced(name, coefficients):
     assert bool(extra) == (coefficients == "learnable")
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnetv2_50", "densenet121"])
+@pytest.mark.parametrize("name", ANCESTORS)
 def test_ancestors_are_reproduced_after_a_step(name):
     torch.manual_seed(0)
     theirs = settle(ANCESTORS[name]()).double()
@@ -60,9 +60,9 @@ def test_ancestors_are_reproduced_after_a_step(name):
         assert difference(ours(x), theirs(x)) < 1e-9
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnetv2_50", "densenet121"])
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnetv2_18", "resnetv2_50", "densenet121", "densenet161"])
 def test_round_trip(name):
-    theirs = settle(ANCESTORS[name]())
+    theirs = settle(timm.create_model(name, num_classes=7))
     ours = convert.from_timm(theirs)
     back = convert.to_timm(ours)
     assert type(back) is type(theirs)
@@ -91,6 +91,8 @@ def test_conversion_refuses_what_it_cannot_represent():
     for model in ("hbnet20_cifar", "admmnet34"):
         with pytest.raises(ModelError):
             convert.to_timm(timm.create_model(model))
+    with pytest.raises(ModelError, match="carried across stages"):
+        convert.to_timm(timm.create_model("hbnet18", transition="project"))
 
 
 def test_momentum_resnet_and_lm_resnet_are_settings():
