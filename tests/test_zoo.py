@@ -225,6 +225,14 @@ def test_sizes(name):
     assert round(count / 1e6, 2) == pytest.approx(SIZES[name], abs=0.011)
 
 
+@pytest.mark.parametrize("tag, ancestor", optnet.zoo.PRETRAINED.items())
+def test_parameters_are_the_ancestors_and_the_coefficients(tag, ancestor):
+    model = timm.create_model(tag.split(".")[0])
+    table = len(optnet.coefficients(model))
+    theirs = sum(p.numel() for p in timm.create_model(ancestor.split(".")[0]).parameters())
+    assert table and sum(p.numel() for p in model.parameters()) == theirs + table
+
+
 def by_cost(name):
     return name if name.endswith("_small") else pytest.param(name, marks=pytest.mark.slow)
 
@@ -237,6 +245,8 @@ def test_every_model_compiles_exports_and_runs_as_onnx(name, tmp_path):
     torch.manual_seed(0)
     model = settle(timm.create_model(name))
     x = pictures(2, 3, min(64, model.pretrained_cfg["input_size"][1]))
+    features = timm.create_model(name, features_only=True)
+    assert [f.shape[1] for f in features(x)] == features.feature_info.channels()
     torch._dynamo.reset()
     with torch.no_grad():
         wanted = model(x)
