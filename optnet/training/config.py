@@ -77,6 +77,22 @@ class Schedule:
             raise ConfigError(f"schedule.milestones={self.milestones} must rise between 0 and 1, like [0.5, 0.75]")
 
 
+MOMENTS = ("none", "epoch", "end")
+
+
+@dataclass
+class Monitor:
+    """``monitor=NAME``: what TensorBoard shows beyond the scalars of an epoch. Steps between two looks; 0 is never."""
+
+    every: int = number(100, 0)
+    conditioning: int = number(2000, 0)
+    lanczos: int = number(5, 1, 100)
+    images: int = number(16, 2, 1024)
+    histograms: str = choice("none", *MOMENTS)
+    figures: str = choice("end", *MOMENTS)
+    graph: bool = True
+
+
 @dataclass
 class Backprop:
     """``trainer=backprop``."""
@@ -102,6 +118,7 @@ class Train:
     data: Data = field(default_factory=Data)
     optim: Optim = field(default_factory=Optim)
     schedule: Schedule = field(default_factory=Schedule)
+    monitor: Monitor = field(default_factory=Monitor)
     trainer: Any = field(default_factory=Backprop)  # one of the options in training/trainers.py
 
 

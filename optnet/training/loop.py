@@ -47,11 +47,17 @@ class Trainer(Protocol):
 class Observer:
     """Looks at a run as it goes, and may write to its logbook; overrides what it wants to see."""
 
+    def on_start(self, progress: Progress, trainer: Trainer) -> None:
+        """Before the first step; of a run that goes on, ``progress.updates`` are done."""
+
     def on_step(self, progress: Progress, trainer: Trainer) -> None:
         """After every step; ``progress.updates`` are done."""
 
     def on_epoch(self, progress: Progress, trainer: Trainer) -> None:
         """After an epoch's last step, before it is scored; ``progress.epoch`` epochs are complete."""
+
+    def on_end(self, summary: dict[str, Any], trainer: Trainer) -> None:
+        """After the run's summary is known; the model has its best weights."""
 
 
 @dataclass

@@ -29,6 +29,7 @@ from optnet.training import checkpoint, setup, trainers
 from optnet.training.config import Train
 from optnet.training.logbook import Logbook, is_terminal, new_folder, write_json
 from optnet.training.loop import Diverged, Observer, Progress, Trainer, evaluate, train_epoch
+from optnet.training.monitor import Monitor
 from optnet.version import __version__
 
 ON_RESUME = ("epochs", "device", "runs", "data.root", "progress", "resume")
@@ -134,7 +135,9 @@ def train(parts: Parts) -> float:
             "classes": list(data.classes), "versions": versions(),
         }  # fmt: skip
 
-    observers: list[Observer] = []  # what watches a run, and may write to its logbook, is made here
+    observers: list[Observer] = [Monitor(config, logbook.events, data, device, lambda: peak_memory(device))]
+    for observer in observers:
+        observer.on_start(progress, trainer)
     total = config.epochs * len(loader)
     with _bar(config.progress, total, progress.updates) as bar, _signals() as caught:
         while progress.epoch < config.epochs:
@@ -158,7 +161,7 @@ def train(parts: Parts) -> float:
                 logbook.say(f"interrupted and saved; python train.py resume={folder} goes on")
                 logbook.close()
                 sys.exit(128 + caught[0])
-    return _finish(parts, trainer, progress, logbook, parameters)
+    return _finish(parts, trainer, progress, logbook, observers, parameters)
 
 
 def _training_loader(parts: Parts, full_batch: bool) -> Loader:
@@ -182,7 +185,8 @@ def _end_epoch(
         observer.on_epoch(progress, trainer)
     score = evaluate(trainer.model, validation, len(parts.data.classes))
     scalars.update({
-        "validation/loss": score.loss, "validation/top1": score.top1, **trainer.scalars(),
+        "validation/loss": score.loss, "validation/top1": score.top1,
+        "validation/top5": score.top5, **trainer.scalars(),
         "time/images_per_second": progress.images / progress.seconds, "time/train_seconds": progress.seconds,
     })  # fmt: skip
     is_best = (score.top1, -score.loss) > (progress.best, -progress.best_loss)  # of equal ones, the surer
@@ -198,7 +202,9 @@ def _end_epoch(
         checkpoint.save(logbook.folder / "checkpoints" / name, content())
 
 
-def _finish(parts: Parts, trainer: Trainer, progress: Progress, logbook: Logbook, parameters: int) -> float:
+def _finish(
+    parts: Parts, trainer: Trainer, progress: Progress, logbook: Logbook, observers: Sequence[Observer], parameters: int
+) -> float:
     config, data, device = parts.config, parts.data, parts.device
     best = checkpoint.load(logbook.folder / "checkpoints" / "best.pt")
     trainer.model.load_state_dict(best["state_dict"])
@@ -212,6 +218,8 @@ def _finish(parts: Parts, trainer: Trainer, progress: Progress, logbook: Logbook
         "seed": config.seed, "versions": versions(), "device": str(device),
     }  # fmt: skip
     write_json(logbook.folder / "summary.json", summary)
+    for observer in observers:
+        observer.on_end(summary, trainer)
     logbook.say(
         f"test top-1 {score.top1:.2f} % ({score.correct} of {score.count}) with the checkpoint of epoch "
         f"{progress.best_epoch}, {progress.seconds:.0f} s of training; {logbook.folder}"

@@ -1,0 +1,80 @@
+"""How far each step of an unrolled algorithm moves its iterate. Sees networks through their unrolled stages alone."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from optnet.unroll import Unrolled
+
+
+@torch.no_grad()
+def movements(model: nn.Module, images: Tensor) -> dict[str, list[float]]:
+    """||x_{k+1} - x_k|| for every step k of every stage, in evaluation mode, as the mean over the images.
+
+    The iterates x_k are what the algorithm's first operator is applied to, in order, and what the stage returns; of
+    an algorithm with two starting points they are two sequences, and a number is the mean of both. Iterates of
+    other shapes than the last one (a starting point without a projection) are left out.
+
+    Returns:
+        by the name of the unrolled module, a norm for each step.
+    """
+    entered: dict[str, tuple[Any, ...]] = {}
+    unrolled = {name: module for name, module in model.named_modules() if isinstance(module, Unrolled)}
+
+    def note(name: str) -> Any:
+        return lambda module, inputs: entered.__setitem__(name, inputs)
+
+    handles = [module.register_forward_pre_hook(note(name)) for name, module in unrolled.items()]
+    was_training = model.training
+    model.eval()
+    try:
+        model(images)
+        return {name: _moved(module, entered[name]) for name, module in unrolled.items() if name in entered}
+    finally:
+        model.train(was_training)
+        for handle in handles:
+            handle.remove()
+
+
+def _moved(module: Unrolled, starts: tuple[Any, ...]) -> list[float]:
+    recorder = _Recorder(module)
+    results = recorder.run(*starts)
+    results = list(results) if isinstance(results, (list, tuple)) else [results]
+    streams = len(module.program.starts)
+    norms = []
+    for stream in range(streams):
+        own = results if streams == 1 else results[min(stream, len(results) - 1) :][:1]
+        sequence = _distinct([*recorder.iterates[stream::streams], *own])
+        sequence = [x for x in sequence if x.shape == own[-1].shape]
+        norms.append([float((b - a).flatten(1).norm(dim=1).mean()) for a, b in pairwise(sequence)])
+    return [sum(steps) / streams for steps in zip(*norms, strict=True)]
+
+
+def _distinct(values: list[Tensor]) -> list[Tensor]:
+    """Without those that stand there already: an iterate may be an argument and a result."""
+    return list({id(value): value for value in values}.values())
+
+
+class _Recorder(fx.Interpreter):
+    """Runs a stage step by step and keeps what its first operator is applied to."""
+
+    def __init__(self, module: Unrolled) -> None:
+        super().__init__(module.body)
+        self.extra_traceback = False
+        self.main = module.program.main
+        self.iterates: list[Tensor] = []
+        self.projected: dict[fx.Node, Tensor] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        target = str(n.target) if n.op == "call_module" else ""
+        if target == self.main or target.startswith(f"{self.main}_"):
+            applied = n.args[0] if isinstance(n.args[0], (list, tuple)) else [n.args[0]]
+            self.iterates += [self.projected.get(node, self.env[node]) for node in applied if isinstance(node, fx.Node)]
+        result = super().run_node(n)
+        if target.startswith("shortcut_") and isinstance(n.args[0], fx.Node):
+            self.projected[n.args[0]] = result
+        return result

@@ -1,0 +1,148 @@
+"""What watches a run and writes to TensorBoard what it sees. Changes nothing: no weight, buffer or random state."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+
+from optnet.data import DataSet
+from optnet.monitoring import board, conditioning, depth, figures
+from optnet.training.config import Train
+from optnet.training.loop import Observer, Progress, Trainer
+
+OPERATIONAL = ("name", "device", "resume", "runs", "progress", "monitor")
+"""The keys that are no hyperparameters."""
+OPEN = ("algorithm", "trainer", "model.kwargs")
+"""The tables of the configuration whose keys differ from run to run."""
+
+
+class Monitor(Observer):
+    """Gradient norms, movement by depth, conditioning, histograms, figures, graph, hyperparameters.
+
+    Numbers are taken every so many steps and written at the epoch's end, as their mean over the epoch: TensorBoard has
+    one axis, the epoch, which going on with a run can cut. ``config.monitor`` says how often.
+
+    Attributes:
+        seconds: spent here on steps and epochs so far; what a run's beginning and end take is not counted.
+    """
+
+    def __init__(
+        self, config: Train, events: SummaryWriter, data: DataSet, device: torch.device, memory: Callable[[], int]
+    ) -> None:
+        self.config = config
+        self.options = config.monitor
+        self.events = events
+        self.data = data
+        self.memory = memory
+        self.probe, self.labels = _first(data, "train", self.options.images, device)
+        self.shown, self.shown_labels = _first(data, "validation", self.options.images, device)
+        self.seen: dict[str, list[Tensor | float]] = {}
+        self.seconds = 0.0
+
+    def on_start(self, progress: Progress, trainer: Trainer) -> None:
+        if progress.updates:
+            return
+        self.events.add_custom_scalars(board.layout(trainer.model))
+        if self.options.graph and (reason := board.add_graph(self.events, trainer.model, self.probe[:1])):
+            self.events.add_text("graph", f"TensorBoard cannot show this model's graph: {reason}")
+
+    def on_step(self, progress: Progress, trainer: Trainer) -> None:
+        options = self.options
+        if options.every and progress.updates % options.every == 0:
+            with self._timed():
+                self._note(gradient_norms(trainer.model))
+                for stage, norms in depth.movements(trainer.model, self.probe).items():
+                    self._note({f"movement/{stage}/{k + 1:03d}": norm for k, norm in enumerate(norms)})
+        if options.conditioning and progress.updates % options.conditioning == 0:
+            with self._timed():
+                self._note(self._conditioning(trainer))
+
+    def on_epoch(self, progress: Progress, trainer: Trainer) -> None:
+        with self._timed():
+            for tag, values in self.seen.items():
+                self.events.add_scalar(tag, sum(map(float, values)) / len(values), progress.epoch)
+            self.seen.clear()
+            self.events.add_scalar("memory/peak_bytes", self.memory(), progress.epoch)
+            if self.options.histograms == "epoch":
+                self._histograms(trainer.model, progress.epoch)
+            if self.options.figures == "epoch":
+                self._figures(trainer.model, progress.epoch)
+        self.events.add_scalar("time/monitor_seconds", self.seconds, progress.epoch)
+
+    def on_end(self, summary: dict[str, Any], trainer: Trainer) -> None:
+        if self.options.histograms == "end":
+            self._histograms(trainer.model, summary["epochs"])
+        if self.options.figures == "end":
+            self._figures(trainer.model, summary["epochs"])
+        plain: Any = OmegaConf.to_container(OmegaConf.structured(self.config))
+        table = board.hyperparameters({key: plain[key] for key in plain if key not in OPERATIONAL}, OPEN)
+        results = {f"result/{key}": summary[key] for key in ("best", "final", "parameters", "train_seconds")}
+        board.add_hyperparameters(self.events, table, results, summary["epochs"])
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.seconds += time.perf_counter() - began
+
+    def _note(self, values: dict[str, Tensor] | dict[str, float]) -> None:
+        for tag, value in values.items():
+            self.seen.setdefault(tag, []).append(value)
+
+    def _conditioning(self, trainer: Trainer) -> dict[str, float]:
+        loss, point = conditioning.training_loss(trainer.model, self.probe, self.labels)
+        if not point:
+            return {}
+        found = conditioning.measure(loss, point, self.options.lanczos)
+        eps = trainer.scalars().get("optim/lr", self.config.lr)
+        return {
+            "conditioning/gg": found.gg, "conditioning/gHg": found.gHg,
+            "conditioning/predicted_change": found.change(eps), "conditioning/most_negative_curvature": found.curvature,
+        }  # fmt: skip
+
+    def _histograms(self, model: nn.Module, epoch: int) -> None:
+        for name, parameter in model.named_parameters():
+            self.events.add_histogram(f"weights/{name}", parameter.detach(), epoch)
+            if parameter.grad is not None:
+                self.events.add_histogram(f"gradients/{name}", parameter.grad, epoch)
+
+    @torch.no_grad()
+    def _figures(self, model: nn.Module, epoch: int) -> None:
+        for stage, figure in figures.heat_maps(model).items():
+            self.events.add_figure(f"coefficients/{stage}", figure, epoch)
+        was_training = model.training
+        logits = model.eval()(self.shown)
+        model.train(was_training)
+        drawn = figures.predictions(
+            self.shown, self.shown_labels, logits, self.data.classes, self.data.mean, self.data.std
+        )
+        self.events.add_figure("predictions", drawn, epoch)
+
+
+def gradient_norms(model: nn.Module) -> dict[str, Tensor]:
+    """||g|| of the last step, whole and by part (stem, each stage, head, coefficients), on the device.
+
+    Empty if the model has no gradients, as when it is trained without backpropagation.
+    """
+    parts: dict[str, list[Tensor]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            words = name.split(".")
+            part = "coefficients" if "coefficients" in words else ".".join(words[: 1 + words[1].isdigit()])
+            parts.setdefault(part, []).append(parameter.grad)
+    squares = {part: torch.stack(torch._foreach_norm(grads)).square().sum() for part, grads in parts.items()}
+    if squares:
+        squares["all"] = torch.stack(list(squares.values())).sum()
+    return {f"gradient_norm/{part}": square.sqrt() for part, square in squares.items()}
+
+
+def _first(data: DataSet, split: str, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The first pictures of a split, unaugmented."""
+    return next(data.loader(split, count, device=device).batches())

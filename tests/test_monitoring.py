@@ -1,0 +1,284 @@
+"""Monitoring: its numbers against explicit Hessians and plain loops, its event files read back, its cost."""
+
+import json
+import time
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_training import TINY, config, only_run
+from torch import nn
+from torch.func import functional_call
+
+import optnet
+from optnet.monitoring import board, depth, figures
+from optnet.monitoring.conditioning import measure, training_loss
+from optnet.options import check
+from optnet.training import loop, run, trainers
+from optnet.training.config import Monitor as Options
+from optnet.training.monitor import Monitor, gradient_norms
+
+SMALL = ["gdnet_small", "resnet_small", "hbnet_small", "agdnet_small", "admmnet_small"]
+
+
+def small_net():
+    torch.manual_seed(0)
+    layers = nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.Tanh(), nn.Flatten(), nn.Linear(12, 4)
+    net = nn.Sequential(*layers).double()
+    return net, torch.randn(12, 1, 4, 4, dtype=torch.float64), torch.arange(12) % 4
+
+
+def test_against_the_explicit_hessian():
+    net, images, labels = small_net()
+    loss, point = training_loss(net, images, labels)
+    names, sizes = list(point), [p.numel() for p in point.values()]
+    flat = torch.cat([p.flatten() for p in point.values()])
+
+    def of_vector(vector):
+        parts = zip(names, vector.split(sizes), strict=True)
+        buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
+        parameters = {name: part.view_as(point[name]) for name, part in parts}
+        return F.cross_entropy(functional_call(net, {**parameters, **buffers}, (images,)), labels)
+
+    H = torch.autograd.functional.hessian(
+        of_vector, flat
+    )  # torch.func.hessian is wrong by 1e-3: its vmap of batch norm
+    g = torch.func.grad(of_vector)(flat)
+    found = measure(loss, point, steps=len(flat))
+    assert found.gg == pytest.approx(float(g @ g), rel=1e-5)
+    assert found.gHg == pytest.approx(float(g @ H @ g), rel=1e-5)
+    direction = torch.cat([part.flatten() for part in found.direction.values()])
+    assert direction.norm() == pytest.approx(1)
+    assert found.curvature == pytest.approx(float(direction @ H @ direction), rel=1e-5)
+    few = [measure(loss, point, steps).curvature for steps in (1, 3, 6, 12)]
+    assert few[0] == pytest.approx(float(g @ H @ g / (g @ g)), rel=1e-5)
+    assert few == sorted(few, reverse=True) and few[-1] < 0
+    assert torch.linalg.eigvalsh(H)[0] - 1e-9 <= few[-1]
+    assert found.curvature == pytest.approx(float(torch.linalg.eigvalsh(H)[0]), rel=1e-3)
+
+
+def test_the_predicted_change_is_the_measured_one():
+    net, images, labels = small_net()
+    loss, point = training_loss(net, images, labels)
+    found, g = measure(loss, point), torch.func.grad(loss)(point)
+    errors = []
+    for eps in (0.04, 0.02, 0.01):
+        moved = {name: p - eps * g[name] for name, p in point.items()}
+        measured = float(loss(moved) - loss(point))
+        errors.append(abs(found.change(eps) - measured))
+        assert found.change(eps) == pytest.approx(measured, rel=10 * eps**2)
+    assert errors[0] / errors[1] == pytest.approx(8, rel=0.15)  # what is left out is of third order
+    assert errors[1] / errors[2] == pytest.approx(8, rel=0.15)
+
+
+def test_measuring_leaves_model_and_random_state_alone():
+    model = timm.create_model("hbnet_small", in_chans=1, drop_rate=0.5).train()
+    images, labels = torch.randn(8, 1, 8, 8), torch.arange(8)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    rng = torch.get_rng_state()
+    loss, point = training_loss(model, images, labels)
+    assert loss(point) == loss(point)
+    measure(loss, point, 2)
+    depth.movements(model, images)
+    assert torch.equal(rng, torch.get_rng_state()) and model.training
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["gradient_descent", "heavy_ball", "krasnoselskii_mann"])
+def test_movement_is_that_of_the_algorithm(name):
+    algorithm = optnet.find_algorithm(name)
+    T = nn.Sequential(nn.Conv2d(2, 2, 3, padding=1), nn.Tanh())
+    net = optnet.unroll(algorithm, steps=5, operators={"T": T})
+    x = torch.randn(3, 2, 6, 6)
+    (moved,) = depth.movements(net, x).values()
+    with torch.no_grad():
+        iterates = [x, *(algorithm(T, x, steps=k) for k in range(1, 6))]
+    norms = [(b - a).flatten(1).norm(dim=1).mean() for a, b in pairwise(iterates)]
+    assert moved == pytest.approx([float(norm) for norm in norms], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_every_step_of_every_stage_has_a_movement(name):
+    model = timm.create_model(name, in_chans=1)
+    found = depth.movements(model, torch.randn(4, 1, 8, 8))
+    assert list(found) == [f"stages.{i}.steps" for i in range(3)]
+    for norms, stage in zip(found.values(), model.stages, strict=True):
+        program = stage.steps.program
+        iterates = {step.argument for step in program.applies if step.operator == program.main} | set(program.results)
+        streams = len(program.starts)
+        assert len(norms) <= len(iterates) / streams - 1 + (streams > 1) and len(norms) >= 2
+        assert all(norm > 0 for norm in norms)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_gradient_norms_add_up(name):
+    model = timm.create_model(name, in_chans=1)
+    assert gradient_norms(model) == {}
+    F.cross_entropy(model(torch.randn(4, 1, 8, 8)), torch.arange(4)).backward()
+    norms = {tag.removeprefix("gradient_norm/"): float(value) for tag, value in gradient_norms(model).items()}
+    whole = norms.pop("all")
+    assert whole == pytest.approx(float(nn.utils.get_total_norm([p.grad for p in model.parameters()])), rel=1e-5)
+    assert whole**2 == pytest.approx(sum(norm**2 for norm in norms.values()), rel=1e-5)
+    assert {"stem", "stages.0", "stages.1", "stages.2", "head"} <= set(norms)
+    assert ("coefficients" in norms) == any(p.ndim == 1 and ".coefficients." in n for n, p in model.named_parameters())
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_the_heat_map_is_the_coefficient_table(name):
+    model = timm.create_model(name)
+    drawn = figures.heat_maps(model)
+    table = optnet.coefficients(model)
+    assert set(drawn) == {entry.stage for entry in table}
+    for stage, figure in drawn.items():
+        entries = [entry for entry in table if entry.stage == stage]
+        learned, textbook = (np.ma.filled(axes.images[0].get_array(), np.nan) for axes in figure.axes[:2])
+        for matrix, values in (
+            (learned, [entry.value for entry in entries]),
+            (textbook, [entry.textbook for entry in entries if entry.textbook is not None]),
+        ):
+            assert sorted(matrix[np.isfinite(matrix)]) == pytest.approx(sorted(values))
+        assert learned.shape[0] == len({entry.step for entry in entries})
+
+
+def test_predictions_are_drawn():
+    logits = torch.tensor([[4.0, 0.0], [0.0, 4.0], [0.0, 4.0]])
+    labels = torch.tensor([0, 1, 0])
+    figure = figures.predictions(torch.zeros(3, 1, 4, 4), labels, logits, ("cat", "dog"), (0.5,), (0.25,))
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles == ["cat 98%", "dog 98%", "dog 98%\nnot cat", ""]
+
+
+def test_the_graph_of_what_cannot_be_traced(tmp_path):
+    class Refuses(nn.Module):
+        def forward(self, x):
+            raise ValueError("no\nway")
+
+    with torch.utils.tensorboard.SummaryWriter(str(tmp_path)) as events:
+        assert board.add_graph(events, Refuses(), torch.zeros(1)) == "ValueError: no"
+
+
+def events(folder):
+    return EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0, "histograms": 0}).Reload()
+
+
+def watched(tmp_path, epochs=3, **options):
+    monitor = Options(**{"every": 10, "conditioning": 20, "lanczos": 2, "figures": "epoch", **options})
+    made = config(tmp_path, epochs=epochs, monitor=monitor, batch_size=64)
+    check(made)
+    run.train(run.prepare(made))
+    return only_run(tmp_path)
+
+
+def test_every_promised_tag_has_its_points(tmp_path):
+    folder = watched(tmp_path, histograms="epoch")
+    assert not [place for place in folder.iterdir() if place.is_dir() and place.name != "checkpoints"]
+    found = events(folder)
+    steps = {tag: [point.step for point in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
+    every_epoch = ["train/loss", "train/top1", "validation/loss", "validation/top1", "validation/top5", "optim/lr"]
+    every_epoch += ["time/images_per_second", "memory/peak_bytes", "time/monitor_seconds"]
+    parts = ("all", "stem", "stages.0", "stages.1", "head", "coefficients")
+    every_epoch += [f"gradient_norm/{part}" for part in parts]  # 21 steps an epoch: each has a tenth one
+    every_epoch += ["movement/stages.0.steps/001", "movement/stages.1.steps/001", "movement/stages.1.steps/002"]
+    conditioning = ["gg", "gHg", "predicted_change", "most_negative_curvature"]
+    every_epoch += [f"conditioning/{name}" for name in conditioning]
+    for tag in every_epoch:
+        assert steps.pop(tag) == [1, 2, 3], tag
+    for tag in [tag for tag in steps if tag.startswith("coefficients/")]:
+        assert steps.pop(tag) == [1, 2, 3]
+    for name in ("best", "final", "parameters", "train_seconds"):
+        assert [point.step for point in found.Scalars(f"result/{name}")] == [3]
+    assert set(steps) <= {f"result/{name}" for name in ("best", "final", "parameters", "train_seconds")} | {
+        "time/train_seconds"
+    }
+    pictures = {tag: [point.step for point in found.Images(tag)] for tag in found.Tags()["images"]}
+    stages = ["coefficients/stages.0.steps", "coefficients/stages.1.steps"]
+    assert pictures == {tag: [1, 2, 3] for tag in [*stages, "predictions"]}
+    histograms = found.Tags()["histograms"]
+    assert {"weights/stem.conv.weight", "gradients/head.fc.bias"} <= set(histograms)
+    assert all([point.step for point in found.Histograms(tag)] == [1, 2, 3] for tag in histograms)
+    assert found.Tags()["graph"]
+    assert "custom_scalars__config__" in found.Tags()["tensors"]
+    assert {"_hparams_/experiment", "_hparams_/session_start_info", "_hparams_/session_end_info"} <= set(
+        found.summary_metadata
+    )
+    summary = json.loads((folder / "summary.json").read_text())
+    assert found.Scalars("result/final")[0].value == pytest.approx(summary["final"])
+
+
+def test_what_is_switched_off_is_not_there(tmp_path):
+    folder = watched(tmp_path, every=0, conditioning=0, figures="none", graph=False)
+    found = events(folder)
+    kinds = ("gradient_norm", "movement", "conditioning")
+    assert not [tag for tag in found.Tags()["scalars"] if tag.startswith(kinds)]
+    assert not found.Tags()["images"] and not found.Tags()["graph"] and not found.Tags()["histograms"]
+
+
+def test_watching_changes_no_number(tmp_path):
+    one = watched(tmp_path / "one", epochs=2)
+    two = watched(tmp_path / "two", epochs=2, every=0, conditioning=0, figures="none", graph=False)
+    weights = [torch.load(folder / "checkpoints" / "last.pt", weights_only=True)["state_dict"] for folder in (one, two)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_a_resumed_run_has_no_point_twice(tmp_path):
+    folder = watched(tmp_path, epochs=2, figures="end")
+    for file in folder.glob("events*"):  # TensorBoard orders the event files of one process by the second
+        stamp = file.name.split(".")[3]
+        file.rename(folder / file.name.replace(stamp, str(int(stamp) - 5)))
+    run.train(run.prepare(run.Train(resume=str(folder), epochs=4), ["resume=x", "epochs=4"]))
+    found = events(folder)
+    for tag in ("gradient_norm/all", "movement/stages.0.steps/001", "conditioning/gg", "memory/peak_bytes"):
+        assert [point.step for point in found.Scalars(tag)] == [1, 2, 3, 4]
+    assert [point.step for point in found.Images("predictions")] == [2, 4]
+
+
+def test_hyperparameters_have_the_same_keys_in_every_run():
+    plain = {"lr": 0.1, "name": None, "model": {"name": "a", "widths": [1, 2], "kwargs": {"x": 1}}, "flag": True}
+    one = board.hyperparameters(
+        {**plain, "algorithm": {"name": "heavy_ball", "beta": 0.9}}, ("algorithm", "model.kwargs")
+    )
+    two = board.hyperparameters({**plain, "algorithm": {"name": None}}, ("algorithm", "model.kwargs"))
+    assert one.keys() == two.keys()
+    assert one["model.widths"] == "[1, 2]" and one["model.kwargs"] == '{"x": 1}' and one["name"] == "null"
+    assert one["flag"] is True and one["algorithm"] == '{"name": "heavy_ball", "beta": 0.9}'
+
+
+def test_the_defaults_cost_less_than_three_per_cent_of_a_step(tmp_path):
+    """Of the default model, data and batch size: what each view takes, shared by the steps between two of them."""
+    config = run.Train(device="cpu")
+    parts = run.prepare(config)
+    trainer = trainers.build(config, parts.model, 1000)
+    images, labels = next(parts.data.loader("train", config.batch_size, device=parts.device).batches())
+    with torch.utils.tensorboard.SummaryWriter(str(tmp_path)) as writer:
+        monitor = Monitor(config, writer, parts.data, parts.device, lambda: 0)
+        every, conditioning = config.monitor.every, config.monitor.conditioning
+        between = {
+            "step": 1, "look": every, "conditioning": conditioning, "epoch": len(parts.data.train) // config.batch_size
+        }  # fmt: skip
+        views = {
+            "step": lambda: trainer.step(images, labels),
+            "look": lambda: monitor.on_step(loop.Progress(updates=every), trainer),
+            "conditioning": lambda: monitor._conditioning(trainer),
+            "epoch": lambda: monitor.on_epoch(loop.Progress(epoch=1), trainer),
+        }
+        seconds = {view: [] for view in views}
+        for _ in range(12):
+            for view, look in views.items():
+                began = time.perf_counter()
+                look()
+                seconds[view].append(time.perf_counter() - began)
+    share = {view: sorted(taken)[len(taken) // 2] / between[view] for view, taken in seconds.items()}
+    step = share.pop("step")
+    print({view: f"{value / step:.2%}" for view, value in share.items()})
+    assert sum(share.values()) < 0.03 * step
+
+
+def test_the_layout_names_tags_that_exist():
+    model = timm.create_model("hbnet_small", **TINY)
+    charts = board.layout(model)
+    assert list(charts["movement"]) == ["stages.0.steps", "stages.1.steps"]
