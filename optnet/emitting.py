@@ -23,12 +23,14 @@ class Call:
         index: the number of the (first) call, counted per operator.
         arguments: the values that the layer is applied to; more than one only if the factory declares ``sums``.
         starts: for each argument, whether it is a starting point of the program, unprojected.
+        owned: whether the argument is a sum that nothing else reads: the layer may overwrite it.
     """
 
     operator: str
     index: int
     arguments: tuple[str, ...]
     starts: tuple[bool, ...]
+    owned: bool = False
 
 
 Factory = Callable[[Call], nn.Module]
@@ -36,7 +38,10 @@ Factory = Callable[[Call], nn.Module]
 
 @dataclass(frozen=True)
 class LayerFactory:
-    """A factory with its protocol declared: ``weighted`` and ``sums`` as in ``unroll``."""
+    """A factory with its protocol declared: ``weighted`` and ``sums`` as in ``unroll``.
+
+    The output of such a layer belongs to the sum, which is added up in its place: it must be no view of an input.
+    """
 
     build: Factory
     weighted: bool = False
@@ -44,6 +49,11 @@ class LayerFactory:
 
     def __call__(self, call: Call) -> nn.Module:
         return self.build(call)
+
+
+def along_channels(weight: Tensor, x: Tensor) -> Tensor:
+    """A weight for each channel, in the shape that multiplies x of (batch, channels, ...)."""
+    return weight.reshape([-1] + [1] * (x.ndim - 2))
 
 
 class Emitter:
@@ -70,7 +80,9 @@ class Emitter:
         self.raw: dict[str, fx.Node] = {}  # the starting points as they come
         self.nodes: dict[str, fx.Node] = {}  # every value as sums and results see it
         self.rows: dict[str, str] = {}
-        readers = program.readers()
+        self.fresh: set[fx.Node] = set()  # what only the sum at work knows: it may be overwritten
+        self.sums: set[str] = set()  # the values that are no other value by another name
+        self.readers = readers = program.readers()
         self.folded = {  # calls that one sum alone reads, and whose layer takes that sum's weight
             step.value: step
             for step in program.applies
@@ -87,7 +99,10 @@ class Emitter:
         self._place_starts()
         for step in self.program.steps:
             if isinstance(step, Combine):
+                self.fresh.clear()
                 self.nodes[step.value] = self._combine(step)
+                if self.nodes[step.value] in self.fresh:
+                    self.sums.add(step.value)
             elif step.value not in self.folded:
                 self.nodes[step.value] = self._call([step], None)
         results = [self.nodes[value] for value in self.program.results]
@@ -122,7 +137,9 @@ class Emitter:
         operator = self.operators[steps[0].operator]
         starts = tuple(step.argument in self.raw for step in steps)
         arguments = tuple(step.argument for step in steps)
-        call = Call(steps[0].operator, steps[0].index, arguments, starts)
+        value = arguments[0]
+        owned = value in self.sums and len(self.readers[value]) == 1 and value not in self.program.results
+        call = Call(steps[0].operator, steps[0].index, arguments, starts, owned)
         inputs = [self._argument(name) for name in arguments]
         if isinstance(operator, nn.Module):
             target, layer = call.operator, operator
@@ -134,7 +151,11 @@ class Emitter:
             )
         self.root.add_module(target, layer)
         if self._declares(call.operator, "weighted", "sums"):
-            return self.graph.call_module(target, (inputs, weights))
+            node = self.graph.call_module(target, (inputs, weights))
+            if steps[0].value in self.folded:
+                node.meta["owned"] = call.operator
+                self.fresh.add(node)
+            return node
         return self.graph.call_module(target, (inputs[0],))
 
     def _combine(self, row: Combine) -> fx.Node:
@@ -171,15 +192,24 @@ class Emitter:
 
     def _multiply_add(self, place: tuple[str, str], total: fx.Node | None, x: fx.Node, weight: fx.Node) -> fx.Node:
         weight = self.graph.call_method("type_as", (weight, x))  # under autocast the sum keeps the layers' precision
-        if self.channels:  # the channels last: right for any number of dimensions
-            x = self.graph.call_method("transpose", (x, 1, -1))
-            total = total and self.graph.call_method("transpose", (total, 1, -1))
+        if self.channels:
+            weight = self.graph.call_function(along_channels, (weight, x))
         if total is None:
-            total = self.graph.call_function(torch.mul, (x, weight))
+            return self._new(self.graph.call_function(torch.mul, (x, weight)))
+        return self._onto(place, "addcmul", (total, x, weight))
+
+    def _new(self, node: fx.Node) -> fx.Node:
+        self.fresh.add(node)
+        return node
+
+    def _onto(self, place: tuple[str, str], name: str, arguments: tuple[fx.Node, ...], **options: Any) -> fx.Node:
+        """Adds to the first argument: in its place where it is the sum's own."""
+        if arguments[0] in self.fresh:
+            node = self.graph.call_method(f"{name}_", arguments, options)
         else:
-            total = self.graph.call_function(torch.addcmul, (total, x, weight))
-            total.meta["sum"] = place
-        return self.graph.call_method("transpose", (total, 1, -1)) if self.channels else total
+            node = self.graph.call_function(getattr(torch, name), arguments, options)
+        node.meta["sum"] = place
+        return self._new(node)
 
     def _add_parameter(self, row: Combine) -> None:
         if not hasattr(self.root, "coefficients"):
@@ -191,9 +221,7 @@ class Emitter:
         )
 
     def _add(self, row: str, term: str, total: fx.Node, part: fx.Node, alpha: float = 1.0) -> fx.Node:
-        node = self.graph.call_function(torch.add, (total, part), {"alpha": alpha} if alpha != 1 else {})
-        node.meta["sum"] = (row, term)
-        return node
+        return self._onto((row, term), "add", (total, part), **({"alpha": alpha} if alpha != 1 else {}))
 
     def _fixed(self, row: str, weights: Mapping[str, float]) -> fx.Node:
         """A sum with fixed weights: zero terms cost nothing, a weight of 1 costs no multiplication."""
@@ -210,10 +238,12 @@ class Emitter:
         if not parts:  # a sum of zeros
             term = next(iter(weights))
             parts = [(self._call([self.folded[term]], None) if term in self.folded else self.nodes[term], 0.0, term)]
-        parts.sort(key=lambda part: part[1] != 1)
+        parts.sort(key=lambda part: (part[0] not in self.fresh, part[1] != 1))
         total, weight, _ = parts[0]
-        if weight != 1:
-            total = self.graph.call_function(torch.mul, (total, weight))
+        if weight != 1 and total in self.fresh:
+            total = self._new(self.graph.call_method("mul_", (total, weight)))
+        elif weight != 1:
+            total = self._new(self.graph.call_function(torch.mul, (total, weight)))
         for node, weight, term in parts[1:]:
             total = self._add(row, term, total, node, weight)
         return total

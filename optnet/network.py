@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from timm.layers import ClassifierHead, get_act_layer, get_device_dtype
-from timm.models import checkpoint
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
@@ -13,6 +12,7 @@ from optnet.algorithms import find_algorithm
 from optnet.design import StageProgram, design, suitable_layer
 from optnet.errors import ModelError
 from optnet.layers import FAMILIES, Family
+from optnet.recomputing import MEMORY
 from optnet.tracing import Algorithm
 from optnet.unroll import COEFFICIENTS, unroll
 
@@ -25,15 +25,7 @@ class Stage(nn.Module):
     results side by side.
     """
 
-    def __init__(
-        self,
-        program: StageProgram,
-        family: Family,
-        next_streams: int,
-        coefficients: str,
-        per_channel: bool,
-        dd: dict[str, Any],
-    ) -> None:
+    def __init__(self, program: StageProgram, family: Family, next_streams: int, **options: Any) -> None:
         super().__init__()
         start = program.start
         self.streams = len(start.starts)
@@ -44,20 +36,13 @@ class Stage(nn.Module):
         operators[start.main] = family.T()
         shortcuts = {name: family.shortcut() for name in start.starts}
         self.steps = unroll(
-            start, textbook=program.textbook, operators=operators, coefficients=coefficients, per_channel=per_channel,
-            channels=family.chs, packed=True, **dd,
+            start, textbook=program.textbook, operators=operators, channels=family.chs, packed=True, **options,
             shortcuts={name: layer for name, layer in shortcuts.items() if layer is not None or not family.same_start},
         )  # fmt: skip
         for i in set(range(self.streams)) - self.steps.reads():
             self.transitions[i] = nn.Identity()
-        self.grad_checkpointing = False
 
     def forward(self, streams: list[Tensor]) -> list[Tensor]:
-        if self.grad_checkpointing and not torch.jit.is_scripting():
-            return checkpoint(self._run, streams)
-        return self._run(streams)
-
-    def _run(self, streams: list[Tensor]) -> list[Tensor]:
         starts: list[Tensor] = []
         for i, transition in enumerate(self.transitions):
             starts.append(transition(streams[i]))
@@ -90,6 +75,7 @@ class Network(nn.Module):
         stem_width: channels of the stem, by default the first stage's width.
         coefficients: ``learnable`` or ``fixed``; ``coefficient_init``: ``ancestor`` or ``algorithm``.
         per_channel: a coefficient for each channel.
+        memory: ``keep`` the layers' activations for the backward pass, or ``checkpoint``: compute them again.
         algorithm_kwargs: the algorithm's constants.
         act_layer: the activation by timm's name.
         drop_rate: of the dropout before the classifier.
@@ -113,6 +99,7 @@ class Network(nn.Module):
         coefficients: str = "learnable",
         coefficient_init: str = "ancestor",
         per_channel: bool = False,
+        memory: str = "keep",
         algorithm_kwargs: Mapping[str, Any] | None = None,
         num_classes: int = 10,
         in_chans: int = 3,
@@ -126,6 +113,8 @@ class Network(nn.Module):
         dd = {"device": device, "dtype": dtype}
         if len(blocks) != len(widths):
             raise ModelError(f"blocks={list(blocks)} and widths={list(widths)} must have one entry for each stage")
+        if memory not in MEMORY:
+            raise ModelError(f"memory='{memory}' is unknown; it is 'keep' or 'checkpoint'")
         if coefficients not in COEFFICIENTS:
             raise ModelError(f"coefficients='{coefficients}' is unknown; it is 'learnable' or 'fixed'")
         if any(type(width) is not int or width < 1 for width in [*widths, stem_width or 1]):
@@ -165,13 +154,14 @@ class Network(nn.Module):
         reduction = 4 if stem == "imagenet" else 1
         self.stem = _stem(stem, probe, in_chans, chs)
         self.stages = nn.ModuleList()
+        how = {"coefficients": coefficients, "per_channel": per_channel, "memory": memory, **dd}
         self.feature_info: list[dict[str, Any]] = []
         for i, (program, width) in enumerate(zip(stages, widths, strict=True)):
             stride = 1 if i == 0 else 2
             reduction *= stride
             following = [*stages[i + 1 :], stages[0]][0]
             layers = family(chs, width, stride, act, i == 0, dd)
-            stage = Stage(program, layers, len(following.start.starts), coefficients, per_channel, dd)
+            stage = Stage(program, layers, len(following.start.starts), **how)
             if i and stage.streams != self.stages[-1].out_streams:
                 raise ModelError(f"{program.start.name} ends a stage with one iterate and starts the next with two")
             self.stages.append(stage)
@@ -206,7 +196,7 @@ class Network(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         for stage in self.stages:
             if isinstance(stage, Stage):
-                stage.grad_checkpointing = enable
+                stage.steps.set_checkpointing(enable)
 
     @torch.jit.ignore
     def get_classifier(self) -> nn.Module:

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from optnet.emitting import Emitter, Factory
 from optnet.errors import AlgorithmError, OperatorError, ShapeError
 from optnet.program import Program
+from optnet.recomputing import MEMORY, set_recomputing
 from optnet.tracing import Algorithm, trace
 
 COEFFICIENTS = ("learnable", "fixed")
@@ -56,6 +57,11 @@ class Unrolled(nn.Module):
         if isinstance(self, _UnrolledFromList):
             return {user.args[1] for node in nodes for user in node.users}
         return {self.program.starts.index(node.target) for node in nodes}
+
+    @torch.jit.ignore
+    def set_checkpointing(self, enable: bool = True) -> None:
+        """Whether the layers' activations are computed again in the backward pass instead of kept."""
+        set_recomputing(self.body, enable)
 
     def extra_repr(self) -> str:
         return f"{self.program.name}, {sum(map(bool, self.rows.values()))} rows of learnable coefficients"
@@ -126,6 +132,7 @@ def unroll(
     shortcuts: Mapping[str, nn.Module | None] | None = None,
     textbook: Program | None = None,
     packed: bool = False,
+    memory: str = "keep",
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     **constants: Any,
@@ -150,6 +157,8 @@ def unroll(
             that it has another shape and enters sums only through operators.
         textbook: the algorithm's own program, if ``algorithm`` is one with other weights.
         packed: the module takes one list of tensors and returns one, for callers with a varying number of them.
+        memory: ``keep`` the layers' activations for the backward pass, or ``checkpoint``: keep their inputs and compute
+            the rest again.
         device, dtype: of the coefficients.
 
     Raises:
@@ -159,6 +168,8 @@ def unroll(
     """
     if coefficients not in COEFFICIENTS:
         raise OperatorError(f"coefficients='{coefficients}' is unknown; it is 'learnable' or 'fixed'")
+    if memory not in MEMORY:
+        raise OperatorError(f"memory='{memory}' is unknown; it is 'keep' or 'checkpoint'")
     if per_channel and (type(channels) is not int or channels < 1):
         raise OperatorError("per_channel=True needs channels=C, the number of channels of the iterates")
     if isinstance(algorithm, Program):
@@ -181,7 +192,10 @@ def unroll(
     emitter = Emitter(program, operators, projections, width, packed, {"device": device, "dtype": dtype})
     by_starts = {1: _UnrolledFromOne, 2: _UnrolledFromTwo}
     kind = _UnrolledFromList if packed else by_starts.get(len(program.starts), Unrolled)
-    return kind(program, textbook, emitter.run(), emitter.rows)
+    unrolled = kind(program, textbook, emitter.run(), emitter.rows)
+    if memory == "checkpoint":
+        unrolled.set_checkpointing()
+    return unrolled
 
 
 def _check_operators(program: Program, operators: Mapping[str, Any]) -> None:
@@ -203,7 +217,7 @@ def _is_real(starts: tuple[Any, ...]) -> bool:
 
 
 class _CheckedRun(fx.Interpreter):
-    """Runs a graph step by step and compares the shapes of what is added."""
+    """Runs a graph step by step; compares the shapes of what is added, and looks whether it may be added in place."""
 
     def __init__(self, body: fx.GraphModule, name: str) -> None:
         super().__init__(body)
@@ -219,4 +233,16 @@ class _CheckedRun(fx.Interpreter):
                     f"{self.algorithm}: {row} adds {term} of shape {tuple(args[1].shape)} to {tuple(args[0].shape)}; "
                     f"let every layer keep the shape, or give the starting point a shortcut"
                 )
-        return super().run_node(n)
+        result = super().run_node(n)
+        if "owned" in n.meta:
+            inputs: list[Tensor] = self.fetch_args_kwargs_from_env(n)[0][-2]
+            if any(_storage(tensor) == _storage(result) for tensor in inputs):
+                raise OperatorError(
+                    f"{self.algorithm}: the layer of {n.meta['owned']} returns a view of its input, and declares "
+                    f"weighted or sums: let it return a tensor of its own"
+                )
+        return result
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()

@@ -233,6 +233,7 @@ def test_the_dense_family_refuses_to_add_a_start_of_another_shape():
         {"blocks": (), "widths": ()},
         {"layer": "nonsense"},
         {"coefficients": "frozen"},
+        {"memory": "little"},
         {"coefficient_init": "random"},
         {"stem": "huge"},
         {"widths": (0, 8)},

@@ -11,8 +11,9 @@ ROOT = Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "optnet").rglob("*.py"))
 NO_TORCH = [ROOT / "optnet" / name for name in ("program.py", "guarantees.py", "symbols.py", "tracing.py", "errors.py")]
 NO_TORCH += sorted((ROOT / "optnet" / "algorithms").glob("*.py"))
-ORDER = "errors version options program symbols guarantees tracing algorithms objectives analysis emitting unroll"
-ORDER = f"{ORDER} layers design network mlp convert zoo data monitoring lifted training".split()
+ORDER = "errors version options program symbols guarantees tracing algorithms objectives analysis"
+ORDER = f"{ORDER} emitting recomputing unroll layers initialisation design network mlp convert zoo data monitoring"
+ORDER = f"{ORDER} signal lifted training".split()
 
 
 @pytest.mark.parametrize(

@@ -222,7 +222,8 @@ def most_live(network):
     values = [
         n
         for n in graph.nodes
-        if n.op in ("placeholder", "call_module") or n.target in (torch.mul, torch.addcmul, torch.add)
+        if n.op in ("placeholder", "call_module")
+        or n.target in (torch.mul, torch.addcmul, torch.add, "mul_", "addcmul_", "add_")
     ]
     position = {node: i for i, node in enumerate(graph.nodes)}
     last = {node: max((position[user] for user in node.users), default=position[node]) for node in values}
@@ -286,6 +287,7 @@ def test_bad_requests():
         {"operators": {"T": lambda call: torch.relu}},
         {"operators": {"T": T}, "coefficients": "frozen"},
         {"operators": {"T": T}, "per_channel": True},
+        {"operators": {"T": T}, "memory": "little"},
         {"operators": {"T": T}, "shortcuts": {"y": None}},
     ]
     for options in bad:

@@ -7,14 +7,17 @@ from torch import Tensor, nn
 
 
 class Conv2d(nn.Conv2d):
-    """``scale * (W x + b)``: a convolution whose output is scaled through its weights. No bias by default.
+    """``scale * (W (in_scale * x) + b)``: a convolution that is scaled through its weights.
 
-    ``scale`` has no dimension, or one value for each output channel.
+    ``scale`` has no dimension, or one value for each output channel; ``in_scale`` (1 or output channels, input
+    channels, 1, 1).
     """
 
-    def forward(self, input: Tensor, scale: Tensor | None = None) -> Tensor:
+    def forward(self, input: Tensor, scale: Tensor | None = None, in_scale: Tensor | None = None) -> Tensor:
         weight: Tensor = self.weight
         bias: Tensor | None = self.bias
+        if in_scale is not None:
+            weight = weight * in_scale
         if scale is not None:
             weight = weight * scale.reshape(-1, 1, 1, 1)
             bias = None if bias is None else bias * scale

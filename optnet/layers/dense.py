@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import groupby
+
 import torch
 from torch import Tensor, nn
 
@@ -17,18 +19,23 @@ class DenseSum(nn.Module):
 
     def __init__(self, family: Family, in_chs: list[int], out_chs: int, kernel: int) -> None:
         super().__init__()
-        self.in_chs = in_chs
+        self.runs = [(chs, len(list(same))) for chs, same in groupby(in_chs)]
         self.norm1 = family.norm(sum(in_chs))
         self.act1 = family.act()
         self.conv1 = family.conv(sum(in_chs), out_chs, kernel)
 
     def forward(self, xs: list[Tensor], weights: list[Tensor] | None = None) -> Tensor:
         out = self.act1(self.norm1(torch.cat(xs, 1)))
-        if weights is None:
-            return self.conv1(out)
-        slices = self.conv1.weight.split(self.in_chs, 1)
-        scaled = torch.cat([slices[j] * alpha.reshape(-1, 1, 1, 1) for j, alpha in enumerate(weights)], 1)
-        return self.conv1._conv_forward(out, scaled, None)
+        return self.conv1(out, None, None if weights is None else self._per_channel(torch.stack(weights)))
+
+    def _per_channel(self, alpha: Tensor) -> Tensor:
+        """Weights (terms,) or (terms, out channels) as the convolution's (1 or out channels, in channels, 1, 1)."""
+        repeated: list[Tensor] = []
+        start = 0
+        for chs, terms in self.runs:
+            repeated.append(alpha[start : start + terms].repeat_interleave(chs, 0))
+            start += terms
+        return torch.cat(repeated).unsqueeze(1).flatten(1).t().unsqueeze(-1).unsqueeze(-1)
 
 
 class DenseTail(nn.Module):

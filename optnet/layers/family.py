@@ -62,7 +62,7 @@ class Family:
 
     def _activation(self, call: Call) -> nn.Module:
         shortcut = self.shortcut() if call.starts[0] else None
-        return self.act() if shortcut is None else nn.Sequential(shortcut, self.act())
+        return self.act(inplace=call.owned) if shortcut is None else nn.Sequential(shortcut, self.act())
 
     def shortcut(self) -> nn.Module | None:
         """What a starting point goes through where it enters a sum; None if it needs nothing."""
@@ -88,5 +88,6 @@ class Family:
     def norm(self, chs: int) -> BatchNorm2d:
         return BatchNorm2d(chs, **self.dd)
 
-    def act(self) -> nn.Module:
-        return self.act_layer()
+    def act(self, inplace: bool = True) -> nn.Module:
+        """The activation; in place behind a norm, which has no use for its output any more."""
+        return self.act_layer(inplace=inplace)

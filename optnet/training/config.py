@@ -10,6 +10,7 @@ from optnet.design import COEFFICIENT_INITS, TRANSITIONS
 from optnet.errors import ConfigError
 from optnet.layers import FAMILIES
 from optnet.options import choice, number
+from optnet.recomputing import MEMORY
 from optnet.tracing import READINGS
 from optnet.unroll import COEFFICIENTS
 
@@ -29,6 +30,7 @@ class Model:
     coefficient_init: str | None = choice(None, *COEFFICIENT_INITS)
     per_channel: bool | None = None
     hidden: list[int] | None = None
+    memory: str | None = choice(None, *MEMORY)
     act_layer: str | None = None
     drop_rate: float | None = number(None, 0, 1)
     kwargs: dict[str, Any] = field(default_factory=dict)
