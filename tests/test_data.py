@@ -172,6 +172,12 @@ def test_synthetic_pictures(classes, size, images):
         assert torch.equal(one.train.labels[distances.argmin(1)], one.train.labels)
 
 
+def test_a_limited_data_set():
+    one, two = (load("digits", "", limit=200, seed=seed) for seed in (0, 1))
+    assert [len(one.train), len(one.validation), len(one.test)] == [200, 144, 200]
+    assert torch.equal(one.test.images, two.test.images) and len(one.test.labels.unique()) == 10
+
+
 def test_what_is_printed_at_the_start():
     assert str(load("digits", "")) == (
         "digits: 1,293 train, 144 validation, 360 test pictures of 1x8x8, 10 classes (0, 1, 2, 3, 4, 5, 6, 7, 8, 9)"
@@ -209,6 +215,19 @@ def test_bad_data(tmp_path):
         with pytest.raises(DataError) as error:
             load(name, root)
         assert "\n" not in str(error.value)
+
+
+@real
+def test_imagenets_pictures():
+    data = load("imagenet", os.path.join(os.environ["OPTNET_DATA"], "imagenet-sample", "val"), size=224, crop=0.875)
+    assert len(data.classes) == 1000 and data.classes[1] == "n01443537" and data.shape == (3, 224, 224)
+    images, _ = next(data.loader("test", 4, device=CPU).batches())
+    assert images.shape == (4, 3, 224, 224) and images.mean().abs() < 1.5
+    options = {"device": CPU, "training": True, "augment": "zoom_flip"}
+    one, two = (next(data.loader("train", 2, seed=seed, **options).batches())[0] for seed in (0, 1))
+    assert one.shape == (2, 3, 224, 224) and not torch.equal(one, two)
+    with pytest.raises(DataError, match="files"):
+        load("digits", "").loader("train", 2, **options)
 
 
 @real

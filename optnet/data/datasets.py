@@ -17,14 +17,20 @@ from optnet.data.pictures import Pictures, Source
 from optnet.data.published import PUBLISHED
 from optnet.errors import DataError
 
-AUGMENTATIONS = ("none", "shift", "crop_flip")
-DATA_SETS = ("digits", *PUBLISHED, "folder", "synthetic")
+AUGMENTATIONS = ("none", "shift", "crop_flip", "zoom_flip")
+"""Of the training pictures: nothing; moved by up to 1 pixel; moved by up to 4, and mirrored (files: at least 0.35 of the
+area, and mirrored); at least 0.08 of the area, and mirrored, as usual for ImageNet (Szegedy et al. 2015)."""
+DATA_SETS = ("digits", *PUBLISHED, "imagenet", "folder", "synthetic")
+_PADDING = {"none": 0, "shift": 1, "crop_flip": 4}
 SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """A data set with its three splits; ``shape`` is (channels, height, width) of one image."""
+    """A data set with its three splits; ``shape`` is (channels, height, width) of one image.
+
+    ``crop`` is the part of a file's short side that evaluation looks at, in its middle.
+    """
 
     name: str
     classes: tuple[str, ...]
@@ -34,6 +40,7 @@ class DataSet:
     train: Pictures
     validation: Pictures
     test: Pictures
+    crop: float = 1.0
 
     def __str__(self) -> str:
         sizes = ", ".join(f"{len(getattr(self, split)):,} {split}" for split in SPLITS)
@@ -56,7 +63,11 @@ class DataSet:
         pictures: Pictures = getattr(self, split)
         augment = augment if training else "none"
         if isinstance(pictures.images, Tensor):
-            padding = {"none": 0, "shift": 1, "crop_flip": 4}[augment]
+            if augment not in _PADDING:
+                raise DataError(
+                    f"data.augment={augment} is for pictures in files; {self.name} takes {', '.join(_PADDING)}"
+                )
+            padding = _PADDING[augment]
             return TensorLoader(
                 pictures.images, pictures.labels, batch_size, mean=self.mean, std=self.std, device=device,
                 shuffle=training, padding=padding, mirror=augment == "crop_flip", seed=seed,
@@ -68,13 +79,13 @@ class DataSet:
 
     def _file_transform(self, augment: str) -> Callable[[Any], Tensor]:
         size = self.shape[1]
-        shaped: list[Any] = [transforms.Resize(size), transforms.CenterCrop(size)]
+        shaped: list[Any] = [transforms.Resize(round(size / self.crop)), transforms.CenterCrop(size)]
         if augment == "shift":
             shaped.append(transforms.RandomCrop(size, padding=1))
-        elif augment == "crop_flip":
-            shaped = [transforms.RandomResizedCrop(size, scale=(0.35, 1.0)), transforms.RandomHorizontalFlip()]
-        grey = [transforms.Grayscale()] if self.shape[0] == 1 else []
-        return transforms.Compose([*grey, *shaped, transforms.ToTensor(), transforms.Normalize(self.mean, self.std)])
+        elif augment != "none":
+            area = 0.35 if augment == "crop_flip" else 0.08
+            shaped = [transforms.RandomResizedCrop(size, scale=(area, 1.0)), transforms.RandomHorizontalFlip()]
+        return transforms.Compose([*shaped, transforms.ToTensor(), transforms.Normalize(self.mean, self.std)])
 
 
 def load(
@@ -86,6 +97,8 @@ def load(
     size: int = 64,
     classes: int = 10,
     images: int = 1000,
+    crop: float = 1.0,
+    limit: int | None = None,
     verify: bool = True,
     download: bool = False,
 ) -> DataSet:
@@ -93,11 +106,14 @@ def load(
 
     Args:
         name: one of ``DATA_SETS``.
-        root: the folder of the data sets, laid out as torchvision does; for ``folder`` the class folder itself.
+        root: the folder of the data sets, laid out as torchvision does; for ``imagenet`` and ``folder`` the one with
+            the class folders, or with train, val and test above them.
         validation: the part of the training pictures held out, drawn by ``seed``, if there is no such split already.
             The test split never depends on it.
         size: height and width of a class folder's or of synthetic pictures, in pixels.
+        crop: the part of a file's short side that evaluation looks at, in its middle.
         classes, images: how many synthetic ones.
+        limit: at most so many pictures of each split, the same ones in every run.
         verify: compare the files' checksums with the published ones.
         download: fetch missing files.
 
@@ -110,15 +126,20 @@ def load(
         held_out, train = train.split(validation, seed)
     if not len(train):
         raise DataError(f"{name} in {root} has too few pictures to split: {len(source.train)}")
+    train, held_out, test = (_limited(part, limit) for part in (train, held_out, source.test))
     channels, height, width = train.images.shape[1:] if isinstance(train.images, Tensor) else (3, size, size)
     shape = (channels, height, width)
-    return DataSet(name, source.classes, shape, source.mean, source.std, train, held_out, source.test)
+    return DataSet(name, source.classes, shape, source.mean, source.std, train, held_out, test, crop)
+
+
+def _limited(pictures: Pictures, limit: int | None) -> Pictures:
+    return pictures if limit is None else pictures.split(min(1.0, limit / len(pictures)), seed=0)[0]
 
 
 def _find(name: str, root: str, size: int, classes: int, images: int, verify: bool, download: bool) -> Source:
     if name in PUBLISHED:
         return PUBLISHED[name].read(root, verify, download)
-    if name == "folder":
+    if name in ("imagenet", "folder"):
         return folders.read(Path(root))
     if name == "synthetic":
         return builtin.synthetic(size, classes, images)

@@ -40,7 +40,8 @@ class Model:
 class Data:
     """``data=NAME``. ``validation`` is the part of the training split that the best checkpoint is chosen on.
 
-    ``size`` is of a class folder's and of synthetic pictures, ``classes`` and ``images`` are of synthetic ones alone.
+    ``size`` is of a class folder's and of synthetic pictures, ``crop`` the part of a file's short side that is
+    evaluated, ``classes`` and ``images`` are of synthetic ones alone; ``limit`` is how many of each split at most.
     """
 
     name: str = choice("digits", *DATA_SETS)
@@ -50,8 +51,10 @@ class Data:
     validation: float = number(0.1, high=0.5, above=0)
     augment: str = choice("none", *AUGMENTATIONS)
     size: int = number(64, 4, 4096)
+    crop: float = number(1.0, high=1, above=0)
     classes: int = number(10, 2, 100_000)
     images: int = number(1000, 10)
+    limit: int | None = number(None, 2)
     workers: int = number(0, 0, 256)
 
 

@@ -32,8 +32,9 @@ def device(name: str) -> torch.device:
 
 def data(config: Data, seed: int) -> DataSet:
     return optnet.data.load(
-        config.name, config.root, validation=config.validation, seed=seed, size=config.size, classes=config.classes,
-        images=config.images, verify=config.verify, download=config.download,
+        config.name, config.root, validation=config.validation, seed=seed, size=config.size, crop=config.crop,
+        classes=config.classes, images=config.images, limit=config.limit, verify=config.verify,
+        download=config.download,
     )  # fmt: skip
 
 

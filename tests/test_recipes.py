@@ -1,0 +1,107 @@
+"""Every recipe and preset: composed, built, and run for a step on made-up pictures of the right shape."""
+
+from pathlib import Path
+
+import pytest
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
+from test_training import only_run
+
+import optnet
+from optnet.training import command, run, trainers
+from optnet.training.config import Train
+
+CONF = Path(__file__).parent.parent / "conf"
+EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
+PRESETS = sorted(file.stem for file in (CONF / "debug").glob("*.yaml"))
+ROWS = ["cifar_resnet_n9", "cifar_hbnet_n9", "cifar_resnet_n18", "cifar_hbnet_n18", "cifar_densenet_L40"]
+ROWS += ["cifar_agdnet_L40", "cifar_densenet_L52", "cifar_agdnet_L52", "cifar_dmrnet", "cifar_admmnet"]
+ROWS += ["imagenet_resnet34", "imagenet_hbnet34", "imagenet_densenet121", "imagenet_agdnet121"]
+SHAPES = {"cifar": (32, 10), "imagenet": (224, 1000), "mnist": (28, 10)}
+"""Height and width, and the classes, of each recipe's pictures."""
+
+
+def composed(*overrides):
+    store = ConfigStore.instance()
+    store.store(name="train_schema", node=Train)
+    command._register_choices(store, [])
+    return command._compose("train", Train, list(overrides), CONF)
+
+
+def tiny(name, tmp_path):
+    size, classes = SHAPES[name.split("_")[0]]
+    pictures = [f"data.size={size}", f"data.classes={classes}", "data.images=10"]
+    return [
+        "data=synthetic",
+        "data.augment=none",
+        *pictures,
+        f"runs={tmp_path}/runs",
+        "device=cpu",
+        "progress=false",
+        "monitor=none",
+    ]
+
+
+def test_every_row_of_the_tables_has_a_recipe():
+    assert set(ROWS) <= set(EXPERIMENTS)
+    quick = {f"cifar_{family}_quick" for family in ("resnet", "hbnet", "densenet", "agdnet", "dmrnet", "admmnet")}
+    assert quick <= set(EXPERIMENTS)
+    for name in ROWS:
+        text = (CONF / "experiment" / f"{name}.yaml").read_text()
+        assert "# published" in text and "# ours " in text and f"experiment={name}" in text
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_runs_a_step(name, tmp_path):
+    recipe = composed(f"experiment={name}")
+    augment = {"mnist": "shift", "cifar": "crop_flip", "imagenet": "zoom_flip"}[name.split("_")[0]]
+    assert recipe.data.augment == augment
+    config = composed(f"experiment={name}", *tiny(name, tmp_path), "epochs=1")
+    for key in ("model", "algorithm", "optim", "trainer", "lr", "batch_size"):
+        assert getattr(config, key) == getattr(recipe, key)
+    parts = run.prepare(config)
+    learnable = [key for key, _ in parts.model.named_parameters() if ".coefficients." in key]
+    assert bool(learnable) == (not any(family in name for family in ("resnet", "densenet", "dmrnet")))
+    run.train(parts)
+    assert (only_run(tmp_path) / "summary.json").exists()
+
+
+@pytest.mark.parametrize("name", ["cifar_resnet_n9", "cifar_hbnet_n18", "cifar_densenet_L40", "cifar_dmrnet"])
+@pytest.mark.parametrize("data", ["cifar10", "cifar100"])
+def test_the_other_columns_of_the_table(name, data):
+    config = composed(f"experiment={name}", f"data={data}", "data.augment=none")
+    assert config.data.name == data and config.data.augment == "none" and config.epochs >= 300
+
+
+def test_depths():
+    """9 n + 2 layers, or 3 m + 4, whose weights are convolutions or the classifier; shortcuts are not counted."""
+    for name, depth in {"hbnet83_cifar": 83, "hbnet164_cifar": 164}.items():
+        model = optnet.zoo.MODELS[name]
+        assert 3 * sum(model["blocks"]) + 2 == depth
+    for name, depth in {"agdnet40_cifar": 40, "agdnet52_cifar": 52}.items():
+        assert sum(optnet.zoo.MODELS[name]["blocks"]) + 4 == depth
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_debug_presets(name, tmp_path):
+    config = composed(f"debug={name}", f"runs={tmp_path}/runs", "device=cpu", "progress=false")
+    run.train(run.prepare(config))
+    folder = only_run(tmp_path)
+    summary = OmegaConf.load(folder / "summary.json")
+    last = OmegaConf.create((folder / "metrics.jsonl").read_text().splitlines()[-1])
+    if name == "one_batch":
+        assert summary.count == 8 and last.epoch == 1
+    elif name == "overfit":
+        assert last.train_top1 == 100
+    elif name == "profiler":
+        assert (folder / "profile.json").exists()
+
+
+@pytest.mark.parametrize("group", ["data", "monitor", "optim", "schedule", "trainer", "experiment", "debug"])
+def test_every_file_of_every_group_composes(group):
+    for file in sorted((CONF / group).glob("*.yaml")):
+        given = file.read_text()
+        config = composed(f"{group}={file.stem}", *(["data.root=x"] if group == "data" else []))
+        assert group in ("experiment", "debug") or getattr(config, group) is not None
+        assert given.startswith(("#", "name:")), f"{file} does not say what it is"
+    assert trainers.TRAINERS
