@@ -18,8 +18,8 @@ from optnet.data.published import PUBLISHED
 from optnet.errors import DataError
 
 AUGMENTATIONS = ("none", "shift", "crop_flip", "zoom_flip")
-"""Of the training pictures: nothing; moved by up to 1 pixel; moved by up to 4, and mirrored (files: at least 0.35 of the
-area, and mirrored); at least 0.08 of the area, and mirrored, as usual for ImageNet (Szegedy et al. 2015)."""
+"""Of the training pictures: nothing; moved by up to 1 pixel; moved by up to 4, and mirrored (of files: at least 0.35 of
+the area, and mirrored); at least 0.08 of the area, and mirrored, as usual for ImageNet (Szegedy et al. 2015)."""
 DATA_SETS = ("digits", *PUBLISHED, "imagenet", "folder", "synthetic")
 _PADDING = {"none": 0, "shift": 1, "crop_flip": 4}
 SPLITS = ("train", "validation", "test")
