@@ -9,9 +9,11 @@ from typing import Any
 from optnet.errors import ConfigError
 
 
-def number(default: Any, low: float = -math.inf, high: float = math.inf, *, above: float | None = None) -> Any:
-    """A number in [low, high], or (above, high]."""
-    return field(default=default, metadata={"low": low, "high": high, "above": above})
+def number(
+    default: Any, low: float = -math.inf, high: float = math.inf, *, above: float | None = None, example: Any = None
+) -> Any:
+    """A number in [low, high], or (above, high]; ``example`` is a valid one where there is no default."""
+    return field(default=default, metadata={"low": low, "high": high, "above": above, "example": example})
 
 
 def choice(default: str | None, *options: str) -> Any:
@@ -37,5 +39,5 @@ def check(config: Any, prefix: str = "") -> None:
             if not math.isfinite(value) or not low <= value <= high or (above is not None and value <= above):
                 lower = f"greater than {above:g}" if above is not None else f"at least {low:g}"
                 upper = f" and at most {high:g}" if high < math.inf else ""
-                example = low if key.default is None else key.default
+                example = next(x for x in (limits["example"], key.default, low) if x is not None)
                 raise ConfigError(f"{name}={value} is out of range; it must be {lower}{upper}, like {example}")

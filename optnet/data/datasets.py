@@ -58,8 +58,9 @@ class DataSet:
         augment: str = "none",
         workers: int = 0,
         seed: int = 0,
+        skip: bool = False,
     ) -> Loader:
-        """Batches of one split; shuffled and augmented if ``training``."""
+        """Batches of one split; shuffled and augmented if ``training``; ``skip`` leaves out unreadable pictures."""
         pictures: Pictures = getattr(self, split)
         augment = augment if training else "none"
         if isinstance(pictures.images, Tensor):
@@ -74,8 +75,9 @@ class DataSet:
             )  # fmt: skip
         transform = self._file_transform(augment)
         return FileLoader(
-            pictures.images, transform, batch_size, device=device, shuffle=training, workers=workers, seed=seed
-        )
+            pictures.images, transform, batch_size, device=device, shuffle=training, workers=workers, seed=seed,
+            skip=skip,
+        )  # fmt: skip
 
     def _file_transform(self, augment: str) -> Callable[[Any], Tensor]:
         size = self.shape[1]

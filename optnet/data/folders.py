@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torchvision import datasets
@@ -12,6 +13,13 @@ from optnet.errors import DataError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """ImageNet's, with which published weights were trained."""
+
+
+def _read(path: str) -> Any:
+    try:
+        return datasets.folder.default_loader(path)
+    except Exception as error:  # Pillow raises what its decoders raise
+        raise DataError(f"{path} cannot be read as a picture ({str(error).splitlines()[0]})") from None
 
 
 class _Classes(datasets.ImageFolder):
@@ -55,7 +63,7 @@ def read(root: Path) -> Source:
 
 def _pictures(root: Path) -> tuple[Pictures, tuple[str, ...]]:
     try:
-        folder = _Classes(str(root))
+        folder = _Classes(str(root), loader=_read)
     except FileNotFoundError as error:
         raise DataError(f"{root} has no class folders with pictures: {str(error).splitlines()[0]}") from None
     return Pictures(folder, torch.tensor(folder.targets)), tuple(folder.classes)

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import copy
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from optnet.errors import DataError
 
 Batch = tuple[Tensor, Tensor]
 
 
-def _generator(*numbers: int) -> torch.Generator:
-    """A generator seeded by several numbers, so that a batch can be made again without those before it."""
+def seed_of(*numbers: int) -> int:
+    """One seed out of several numbers, so that a batch can be made again without those before it."""
     seed = 0
     for number in numbers:
         seed = (seed * 1_000_003 + number + 1) % (2**63 - 1)
-    return torch.Generator().manual_seed(seed)
+    return seed
+
+
+def _generator(*numbers: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed_of(*numbers))
 
 
 def _count(images: int, batch_size: int, training: bool) -> int:
@@ -78,11 +85,18 @@ class TensorLoader:
         self.padding = padding
         self.mirror = mirror
         self.seed = seed
+        self.unreadable: set[str] = set()
 
     def __len__(self) -> int:
         return _count(len(self.labels), self.batch_size, self.shuffle)
 
-    def batches(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
+    def resized(self, batch_size: int) -> TensorLoader:
+        """The same pictures, not copied, in batches of another size."""
+        other = copy.copy(self)
+        other.batch_size = batch_size
+        return other
+
+    def batches(self, epoch: int = 0, start: int = 0) -> Generator[Batch]:
         order = torch.arange(len(self.labels))
         if self.shuffle:
             order = torch.randperm(len(order), generator=_generator(self.seed, epoch))
@@ -99,20 +113,37 @@ class TensorLoader:
 
 
 class _Seeded(Dataset[Any]):
-    """Pictures whose random transform depends on (seed, epoch, index) alone."""
+    """Pictures whose random transform depends on (seed, epoch, index) alone; what cannot be read is a ``DataError``."""
 
     def __init__(self, dataset: Dataset[Any], transform: Callable[[Any], Tensor], seed: int, epoch: int) -> None:
         self.dataset, self.transform, self.seed, self.epoch = dataset, transform, seed, epoch
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image, label = self.dataset[index]
+    def __getitem__(self, index: int) -> tuple[Tensor, int] | DataError:
+        try:
+            image, label = self.dataset[index]
+        except DataError as error:
+            return error
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_generator(self.seed, self.epoch, index).initial_seed())
+            torch.manual_seed(seed_of(self.seed, self.epoch, index))
             return self.transform(image), label
 
 
+def _collate(samples: list[Any]) -> tuple[Batch | None, list[str]]:
+    """The batch of what could be read, if anything, and what was wrong with the rest."""
+    read = [sample for sample in samples if not isinstance(sample, DataError)]
+    return default_collate(read) if read else None, [str(s) for s in samples if isinstance(s, DataError)]
+
+
 class FileLoader:
-    """Batches of pictures read and transformed by worker processes; same contract as ``TensorLoader``."""
+    """Batches of pictures read and transformed ahead by worker processes; same contract as ``TensorLoader``.
+
+    Args:
+        dataset: its items are (picture, label), or raise ``DataError`` where a picture cannot be read.
+        skip: leave such pictures out, and note what was wrong with each in ``unreadable``.
+
+    Raises:
+        DataError: from ``batches``: a picture cannot be read, or, skipping, not one of a whole batch can.
+    """
 
     def __init__(
         self,
@@ -124,22 +155,35 @@ class FileLoader:
         shuffle: bool = False,
         workers: int = 0,
         seed: int = 0,
+        skip: bool = False,
     ) -> None:
         self.dataset, self.transform, self.batch_size = dataset, transform, batch_size
-        self.device, self.shuffle, self.workers, self.seed = device, shuffle, workers, seed
+        self.device, self.shuffle, self.workers, self.seed, self.skip = device, shuffle, workers, seed, skip
+        self.unreadable: set[str] = set()
 
     def __len__(self) -> int:
         return _count(len(self.dataset), self.batch_size, self.shuffle)  # type: ignore[arg-type]
 
-    def batches(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
+    def resized(self, batch_size: int) -> FileLoader:
+        """The same pictures in batches of another size."""
+        other = copy.copy(self)
+        other.batch_size = batch_size
+        return other
+
+    def batches(self, epoch: int = 0, start: int = 0) -> Generator[Batch]:
         n = len(self.dataset)  # type: ignore[arg-type]
         order = torch.randperm(n, generator=_generator(self.seed, epoch)) if self.shuffle else torch.arange(n)
         chosen = order[start * self.batch_size : len(self) * self.batch_size].tolist()
         loader = DataLoader(
             _Seeded(self.dataset, self.transform, self.seed, epoch), self.batch_size, num_workers=self.workers,
             sampler=chosen, pin_memory=self.device.type == "cuda", generator=_generator(self.seed, epoch),
+            collate_fn=_collate,
         )  # fmt: skip
-        for images, labels in loader:
+        for batch, wrong in loader:
+            self.unreadable.update(wrong)
+            if wrong and not (self.skip and batch):
+                raise DataError(wrong[0] if not self.skip else f"{wrong[0]}, and nothing else of its batch either")
+            images, labels = batch
             yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
 
 

@@ -18,7 +18,7 @@ from optnet.errors import CheckpointError, ConfigError, ModelError
 from optnet.training import checkpoint, setup
 from optnet.training.config import Data, Evaluate, Model
 from optnet.training.logbook import new_folder, write_json
-from optnet.training.loop import evaluate
+from optnet.training.scoring import evaluate
 
 
 @dataclass
@@ -74,7 +74,8 @@ def run(parts: Parts) -> float:
     config, data = parts.config, parts.data
     loader = data.loader(config.split, config.batch_size, device=parts.device)
     score = evaluate(parts.model, loader, len(data.classes))
-    entry = {**asdict(score), "per_class": dict(zip(data.classes, score.per_class, strict=True)), **parts.subject}
+    figures = {key: value for key, value in asdict(score).items() if key != "confusion"}
+    entry = {**figures, "per_class": dict(zip(data.classes, score.per_class, strict=True)), **parts.subject}
     entry.update(dataset=data.name, split=config.split)
     file = _output(parts)
     write_json(file, [*_earlier(file), entry])

@@ -4,46 +4,113 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
+from timm.utils import ModelEmaV3, dispatch_clip_grad
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from optnet.training.mixing import Mixing
+
+CLIPS = ("norm", "value", "agc")
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class Backpropagation:
     """w <- w - lr d(w), with d the optimizer's direction from the gradient of the batch's mean cross-entropy.
 
     Args:
-        model: the network, on its device.
+        model: the network that is trained, on its device.
         optimizer: over its parameters.
-        scheduler: one of timm's, stepped once an update.
+        scheduler: one of timm's, stepped once an update; None leaves the learning rate as it is.
+        precision: of the forward pass, by autocast; float16 scales the loss.
+        parts: that a batch is taken in, one after the other, where it does not fit in memory; their gradients add up
+            to the batch's.
+        clip, clip_mode: the gradient's norm at most, each entry's size at most, or (agc) each row's norm at most as a
+            part of its weights' norm (Brock et al. 2021, eq. (3)). None: nothing is clipped.
+        smoothing: the part of a label that is spread over all classes (Szegedy et al. 2016).
+        mixing: mixes pictures and labels first; it smooths labels itself.
+        average: of the weights, which is then scored and kept in place of the weights themselves.
+        channels_last: the layout of pictures and weights in memory.
+        compiled: run the forward pass through torch.compile.
     """
 
     full_batch = False
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer, scheduler: Any) -> None:
-        self.model = model
-        self.optimizer = optimizer
-        self.scheduler = scheduler
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        scheduler: Any,
+        *,
+        precision: torch.dtype = torch.float32,
+        parts: int = 1,
+        clip: float | None = None,
+        clip_mode: str = "norm",
+        smoothing: float = 0.0,
+        mixing: Mixing | None = None,
+        average: ModelEmaV3 | None = None,
+        channels_last: bool = False,
+        compiled: bool = False,
+    ) -> None:
+        layout = torch.channels_last if channels_last else torch.preserve_format
+        self.network = model.to(memory_format=layout)
+        self.average = average
+        self.model = self.network if average is None else average.module.to(memory_format=layout)
+        self.forward = torch.compile(self.network) if compiled else self.network
+        self.optimizer, self.scheduler, self.mixing = optimizer, scheduler, mixing
+        self.device = next(model.parameters()).device
+        self.precision, self.layout, self.parts = precision, layout, parts
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == torch.float16)
+        self.clip, self.clip_mode, self.smoothing = clip, clip_mode, smoothing
         self.updates = 0
 
     def step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        self.model.train()
-        logits = self.model(images)
-        loss = F.cross_entropy(logits, labels)
+        self.network.train()
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
+        images = images.contiguous(memory_format=self.layout) if self.layout != torch.preserve_format else images
+        target = labels
+        if self.mixing is not None:
+            images, target = self.mixing(images, labels, self.updates)
+        loss_sum = torch.zeros((), device=self.device)
+        correct = torch.zeros((), device=self.device, dtype=torch.long)
+        for pictures, wanted in zip(images.chunk(self.parts), target.chunk(self.parts), strict=True):
+            with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
+                logits = self.forward(pictures)
+            smoothing = self.smoothing if self.mixing is None else 0.0
+            loss = F.cross_entropy(logits.float(), wanted, label_smoothing=smoothing) * (len(wanted) / len(labels))
+            self.scaler.scale(loss).backward()
+            loss_sum += loss.detach()
+            correct += (logits.detach().argmax(1) == (wanted if wanted.ndim == 1 else wanted.argmax(1))).sum()
+        self._update()
+        return loss_sum, correct
+
+    def _update(self) -> None:
+        if self.clip is not None:
+            self.scaler.unscale_(self.optimizer)
+            weights = list(self.network.parameters())
+            # as in timm, the classifier's weight and bias, the last two, are left out of the adaptive clipping
+            dispatch_clip_grad(weights[:-2] if self.clip_mode == "agc" else weights, self.clip, self.clip_mode)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.updates += 1
-        self.scheduler.step_update(self.updates)
-        return loss.detach(), (logits.detach().argmax(1) == labels).sum()
+        if self.scheduler is not None:
+            self.scheduler.step_update(self.updates)
+        if self.average is not None:
+            self.average.update(self.network, self.updates)
 
     def scalars(self) -> dict[str, float]:
         return {"optim/lr": self.optimizer.param_groups[0]["lr"]}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"optimizer": self.optimizer.state_dict(), "updates": self.updates}
+        state = {"optimizer": self.optimizer.state_dict(), "updates": self.updates, "scaler": self.scaler.state_dict()}
+        return state if self.average is None else {**state, "network": self.network.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
         self.updates = state["updates"]
-        self.scheduler.step_update(self.updates)
+        if self.scheduler is not None:
+            self.scheduler.step_update(self.updates)
+        if self.average is not None:
+            self.network.load_state_dict(state["network"])

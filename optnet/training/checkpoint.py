@@ -16,18 +16,48 @@ from optnet.errors import CheckpointError, RequestError
 from optnet.network import Network
 
 FORMAT = 2
-REQUIRED = {"model", "state_dict", "trainer", "progress", "rng", "config", "classes"}
+LAST, BEFORE, BEST = "last.pt", "previous.pt", "best.pt"
+REQUIRED = {"model", "state_dict", "trainer", "progress", "rng", "records", "config", "classes"}
 
 
-def save(path: Path, content: dict[str, Any]) -> None:
-    """Writes a checkpoint beside its place and moves it there, so that no reader ever sees half of one."""
+def save(path: Path, content: dict[str, Any], keep: str | None = None) -> None:
+    """Writes a checkpoint beside its place and moves it there, so that no reader ever sees half of one.
+
+    Args:
+        keep: the name that the checkpoint which was there before goes on with.
+
+    Raises:
+        OSError: it cannot be written; the one that was there is as it was.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    with open(partial, "wb") as file:
-        torch.save({"format": FORMAT, **content}, file)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with open(partial, "wb") as file:
+            torch.save({"format": FORMAT, **content}, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except (OSError, RuntimeError) as error:  # torch's zip writer hides the first behind the second
+        partial.unlink(missing_ok=True)
+        raise OSError(f"{path} cannot be written: {str(error).splitlines()[0]}") from None
+    if keep is not None and path.exists():
+        os.replace(path, path.with_name(keep))
     os.replace(partial, path)
+
+
+def last(folder: Path) -> tuple[dict[str, Any], str]:
+    """The last checkpoint of a run that can be read, and what has to be said about it, if anything.
+
+    Raises:
+        CheckpointError: neither the last one nor the one before it can be read.
+    """
+    newest, before = folder / "checkpoints" / LAST, folder / "checkpoints" / BEFORE
+    try:
+        return load(newest), ""
+    except CheckpointError as error:
+        try:
+            return load(before), f"{error}; going on from the one before it, {before}"
+        except CheckpointError:
+            raise error from None
 
 
 def load(path: str | Path) -> dict[str, Any]:

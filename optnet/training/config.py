@@ -12,7 +12,16 @@ from optnet.layers import FAMILIES
 from optnet.options import choice, number
 from optnet.recomputing import MEMORY
 from optnet.tracing import READINGS
+from optnet.training.averaging import AVERAGES
+from optnet.training.backprop import CLIPS, PRECISIONS
 from optnet.unroll import COEFFICIENTS
+
+SCHEDULES = ("cosine", "tanh", "step", "multistep", "poly", "wsd", "rsqrt", "constant")
+
+
+def _check_rising(key: str, milestones: list[float]) -> None:
+    if sorted(milestones) != milestones or not all(0 < part < 1 for part in milestones):
+        raise ConfigError(f"{key}={milestones} must rise between 0 and 1, like [0.5, 0.75]")
 
 
 @dataclass
@@ -56,30 +65,43 @@ class Data:
     images: int = number(1000, 10)
     limit: int | None = number(None, 2)
     workers: int = number(0, 0, 256)
+    unreadable: str = choice("fail", "fail", "skip")
 
 
 @dataclass
 class Optim:
-    """``optim=NAME``: timm's optimizers by name. Coefficients and all other 1-d parameters are not decayed."""
+    """``optim=NAME``: timm's optimizers by name. Coefficients and all other 1-d parameters are not decayed.
+
+    ``coefficient_lr`` is the coefficients' own learning rate, scheduled like the others'; null: ``lr``. ``kwargs`` are
+    the optimizer's own, like betas.
+    """
 
     name: str = "sgd"
     momentum: float = number(0.9, 0, 1)
     weight_decay: float = number(5e-4, 0, 1)
+    coefficient_lr: float | None = number(None, above=0, example=0.01)
+    kwargs: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
 class Schedule:
-    """``schedule=NAME``: timm's schedulers, stepped once a batch. ``warmup``, ``milestones``: parts of the run."""
+    """``schedule=NAME``: timm's schedulers, stepped once a step. All lengths are parts of the run.
 
-    name: str = choice("cosine", "cosine", "constant", "multistep", "poly")
+    ``milestones`` are multistep's; ``decay`` is the interval of step, and the last phase of wsd and rsqrt; ``factor``
+    is that of step and multistep; ``power`` is poly's; ``cycles`` are those of cosine, tanh and poly.
+    """
+
+    name: str = choice("cosine", *SCHEDULES)
     warmup: float = number(0.05, 0, 0.9)
     min_lr: float = number(0, 0)
     milestones: list[float] = field(default_factory=lambda: [0.5, 0.75])
+    decay: float = number(0.2, high=1, above=0)
     factor: float = number(0.1, high=1, above=0)
+    power: float = number(1.0, above=0)
+    cycles: int = number(1, 1)
 
     def check(self) -> None:
-        if sorted(self.milestones) != self.milestones or not all(0 < part < 1 for part in self.milestones):
-            raise ConfigError(f"schedule.milestones={self.milestones} must rise between 0 and 1, like [0.5, 0.75]")
+        _check_rising("schedule.milestones", self.milestones)
 
 
 MOMENTS = ("none", "epoch", "end")
@@ -100,9 +122,23 @@ class Monitor:
 
 @dataclass
 class Backprop:
-    """``trainer=backprop``."""
+    """``trainer=backprop``; conf/trainer/backprop.yaml says what each key does."""
 
     name: str = "backprop"
+    precision: str = choice("float32", *PRECISIONS)
+    channels_last: bool = False
+    compile: bool = False
+    accumulate: int = number(1, 1)
+    clip: float | None = number(None, above=0, example=1.0)
+    clip_mode: str = choice("norm", *CLIPS)
+    label_smoothing: float = number(0.0, 0, 0.99)
+    mixup: float = number(0.0, 0)
+    cutmix: float = number(0.0, 0)
+    mix_probability: float = number(1.0, 0, 1)
+    average: str = choice("none", *AVERAGES)
+    average_decay: float = number(0.999, 0, 1)
+    average_start: float = number(0.0, 0, 1)
+    recalibrate: int = number(50, 0)
 
 
 @dataclass
@@ -110,7 +146,12 @@ class Train:
     """The keys of ``train.py``."""
 
     epochs: int = number(30, 1)
+    max_steps: int | None = number(None, 1)
+    limit_batches: int | None = number(None, 1)
+    patience: int | None = number(None, 1)
     batch_size: int = number(64, 1)
+    batch_milestones: list[float] = field(default_factory=list)
+    batch_growth: int = number(2, 1)
     lr: float = number(0.1, above=0)
     seed: int = number(0, 0, 2**31 - 1)
     device: str = "auto"
@@ -118,6 +159,7 @@ class Train:
     resume: str | None = None
     runs: str = "runs"
     progress: bool = True
+    profile: int = number(0, 0)
     model: Model = field(default_factory=Model)
     algorithm: dict[str, Any] = field(default_factory=dict)
     data: Data = field(default_factory=Data)
@@ -125,6 +167,9 @@ class Train:
     schedule: Schedule = field(default_factory=Schedule)
     monitor: Monitor = field(default_factory=Monitor)
     trainer: Any = field(default_factory=Backprop)  # one of the options in training/trainers.py
+
+    def check(self) -> None:
+        _check_rising("batch_milestones", self.batch_milestones)
 
 
 @dataclass

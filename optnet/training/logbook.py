@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
+from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from optnet.unroll import coefficients
+
+EVENTS = "events.out.tfevents*"
 
 
 def new_folder(runs: str, name: str) -> Path:
@@ -29,29 +32,43 @@ def new_folder(runs: str, name: str) -> Path:
     raise FileExistsError(f"{runs}/{name} has a thousand runs of this second")
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Writes JSON beside its place and moves it there."""
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file beside its place and moves it there, so that what was there is lost only when all is written."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(partial, path)
+    try:
+        partial.write_text(text)
+        os.replace(partial, path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, content: Any) -> None:
+    write_whole(path, json.dumps(content, indent=2) + "\n")
 
 
 class Logbook:
     """One run's records in its folder.
 
-    Going on with a run first cuts away what was written after epoch ``epoch`` (0: a new run), so that every epoch has
-    one line and every step one TensorBoard point.
+    Args:
+        marks: how far the records went (``marks()``) when the checkpoint was saved that the run goes on from. What was
+            written after that is cut off, so that every epoch has one line and every step one TensorBoard point.
+
+    Attributes:
+        events: TensorBoard's writer. Its points are at epochs or at steps, as each tag likes.
     """
 
-    def __init__(self, folder: Path, epoch: int = 0) -> None:
+    def __init__(self, folder: Path, marks: Mapping[str, int] | None = None) -> None:
         self.folder = folder
         self.metrics_file = folder / "metrics.jsonl"
-        if epoch and self.metrics_file.exists():
-            lines = self.metrics_file.read_text().splitlines()
-            kept = [line for line in lines if _epoch(line) is not None and _epoch(line) <= epoch]  # type: ignore[operator]
-            self.metrics_file.write_text("".join(f"{line}\n" for line in kept))
+        if marks is not None:
+            for file in (self.metrics_file, *folder.glob(EVENTS)):
+                if file.name not in marks:
+                    file.unlink(missing_ok=True)
+                elif file.stat().st_size > marks[file.name]:
+                    os.truncate(file, marks[file.name])
         self.console = open(folder / "console.log", "a")  # noqa: SIM115
-        self.events = SummaryWriter(str(folder), purge_step=epoch + 1)
+        self.events = SummaryWriter(str(folder))
 
     def say(self, line: str) -> None:
         """A line on the screen and in console.log."""
@@ -70,19 +87,15 @@ class Logbook:
             self.events.add_scalar(tag, value, epoch)
         for entry in coefficients(model):
             self.events.add_scalar(f"coefficients/{entry.stage}/{entry.step}/{entry.term}", entry.value, epoch)
+
+    def marks(self) -> dict[str, int]:
+        """How far metrics.jsonl and the event files go now, in bytes."""
         self.events.flush()
+        files = [file for file in (self.metrics_file, *self.folder.glob(EVENTS)) if file.exists()]
+        return {file.name: file.stat().st_size for file in files}
 
     def close(self) -> None:
-        self.events.close()
-        self.console.close()
-
-
-def _epoch(line: str) -> int | None:
-    try:
-        return int(json.loads(line)["epoch"])
-    except (ValueError, KeyError, TypeError):
-        return None  # a line cut off by a crash
-
-
-def is_terminal() -> bool:
-    return sys.stdout.isatty()
+        """Closes the files; what a full disk has no room for any more is lost."""
+        for file in (self.events, self.console):
+            with suppress(OSError):
+                file.close()

@@ -1,15 +1,14 @@
-"""The one training loop, over any trainer, and the one evaluation. No configuration, files or model names in here."""
+"""The one training loop, over any trainer. No configuration, files or model names in here."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from optnet.data import Loader
@@ -59,6 +58,9 @@ class Observer:
     def on_end(self, summary: dict[str, Any], trainer: Trainer) -> None:
         """After the run's summary is known; the model has its best weights."""
 
+    def close(self) -> None:
+        """When the run ends, however it ends."""
+
 
 @dataclass
 class Progress:
@@ -83,90 +85,56 @@ class Progress:
         return asdict(self)
 
 
-@dataclass(frozen=True)
-class Score:
-    """An evaluation: accuracies in per cent, the mean cross-entropy in nats, and counts."""
-
-    top1: float
-    top5: float
-    loss: float
-    count: int
-    correct: int
-    per_class: list[float]
-
-
 class Diverged(RuntimeError):
     """The loss is not finite."""
-
-
-@torch.no_grad()
-def evaluate(model: nn.Module, loader: Loader, classes: int) -> Score:
-    """Scores a model on every picture of a loader, in evaluation mode."""
-    was_training = model.training
-    model.eval()
-    loss = torch.zeros((), dtype=torch.float64)
-    hits, totals, top5 = torch.zeros(classes), torch.zeros(classes), 0
-    for images, labels in loader.batches():
-        logits = model(images).float()
-        loss += F.cross_entropy(logits, labels, reduction="sum").double().cpu()
-        right = logits.argmax(1) == labels
-        hits += torch.bincount(labels[right].cpu(), minlength=classes)
-        totals += torch.bincount(labels.cpu(), minlength=classes)
-        top5 += int((logits.topk(min(5, logits.shape[1])).indices == labels[:, None]).any(1).sum())
-    model.train(was_training)
-    count, correct = int(totals.sum()), int(hits.sum())
-    per_class = [100 * float(h) / float(t) if t else math.nan for h, t in zip(hits, totals, strict=True)]
-    return Score(100 * correct / count, 100 * top5 / count, float(loss) / count, count, correct, per_class)
 
 
 def train_epoch(
     trainer: Trainer,
     loader: Loader,
+    steps: int,
     progress: Progress,
     *,
     on_batch: Callable[[Progress], bool],
     shown: Callable[[str], None],
     observers: Sequence[Observer] = (),
 ) -> bool:
-    """Trains from ``progress`` to the end of the epoch; False if ``on_batch`` asked to stop before it.
+    """Trains from ``progress`` to the epoch's end after ``steps`` steps; False if ``on_batch`` asked to stop before it.
 
     Raises:
         Diverged: the loss is not finite.
     """
-    loss_sum = torch.tensor(progress.loss_sum, dtype=torch.float64)
-    correct = torch.tensor(progress.correct)
     started = last = time.perf_counter()
     pending: list[tuple[Tensor, Tensor, int]] = []
 
     def settle() -> None:
         """Moves the batches' sums to the host; the only place that waits for the device."""
-        nonlocal loss_sum, correct
-        for number, (loss, right, count) in enumerate(pending, progress.updates - len(pending) + 1):
+        for step, (loss, right, count) in enumerate(pending, progress.updates - len(pending) + 1):
             if not math.isfinite(loss):
-                raise Diverged(f"the loss is not finite at step {number}, in epoch {progress.epoch + 1}")
-            loss_sum = loss_sum + loss.double().cpu() * count
-            correct = correct + right.cpu()
+                raise Diverged(f"the loss is not finite at step {step}, in epoch {progress.epoch + 1}")
+            progress.loss_sum += float(loss) * count
+            progress.correct += int(right)
         pending.clear()
-        progress.loss_sum, progress.correct = float(loss_sum), int(correct)
 
-    for images, labels in loader.batches(progress.epoch, progress.batch):
-        loss, right = trainer.step(images, labels)
-        pending.append((loss, right, len(labels)))
-        progress.batch += 1
-        progress.updates += 1
-        progress.count += len(labels)
-        progress.images += len(labels)
-        for observer in observers:
-            observer.on_step(progress, trainer)
-        stop = on_batch(progress)
-        now = time.perf_counter()
-        if stop or now - last > REFRESH:
-            settle()
-            shown(f"loss {progress.loss_sum / progress.count:.4f}")
-            last = now
-        if stop and progress.batch < len(loader):
-            progress.seconds += time.perf_counter() - started
-            return False
-    settle()
+    if progress.batch == steps:
+        return True
+    with closing(loader.batches(progress.epoch, progress.batch)) as batches:
+        for images, labels in batches:
+            loss, right = trainer.step(images, labels)
+            pending.append((loss, right, len(labels)))
+            progress.batch += 1
+            progress.updates += 1
+            progress.count += len(labels)
+            progress.images += len(labels)
+            for observer in observers:
+                observer.on_step(progress, trainer)
+            stop = on_batch(progress) or progress.batch == steps
+            now = time.perf_counter()
+            if stop or now - last > REFRESH:
+                settle()
+                shown(f"loss {progress.loss_sum / progress.count:.4f}")
+                last = now
+            if stop:
+                break
     progress.seconds += time.perf_counter() - started
-    return True
+    return progress.batch == steps

@@ -3,34 +3,32 @@
 from __future__ import annotations
 
 import os
-import platform
-import resource
-import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
-import torchvision
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
 from torch import nn
 
 from optnet.data import DataSet, Loader
-from optnet.errors import CheckpointError, ConfigError
+from optnet.errors import CheckpointError, ConfigError, RequestError
 from optnet.options import check
 from optnet.training import checkpoint, setup, trainers
 from optnet.training.config import Train
-from optnet.training.logbook import Logbook, is_terminal, new_folder, write_json
-from optnet.training.loop import Diverged, Observer, Progress, Trainer, evaluate, train_epoch
+from optnet.training.course import Course
+from optnet.training.environment import peak_memory, random_state, set_random_state, versions
+from optnet.training.interruption import signals
+from optnet.training.logbook import Logbook, new_folder, write_json, write_whole
+from optnet.training.loop import Diverged, Observer, Progress, train_epoch
 from optnet.training.monitor import Monitor
-from optnet.version import __version__
+from optnet.training.profiling import Profiling
+from optnet.training.scoring import Score, evaluate
+from optnet.training.screen import Screen, screen
 
 ON_RESUME = ("epochs", "device", "runs", "data.root", "progress", "resume")
 """The keys that going on with a run may change."""
@@ -46,6 +44,14 @@ class Parts:
     model: nn.Module
     described: dict[str, Any]
     resumed: dict[str, Any] | None
+    note: str = ""
+
+    def loader(self, split: str, batch_size: int, *, training: bool = False) -> Loader:
+        config = self.config.data
+        return self.data.loader(
+            split, batch_size, device=self.device, training=training, augment=config.augment, workers=config.workers,
+            seed=self.config.seed, skip=config.unreadable == "skip",
+        )  # fmt: skip
 
 
 def prepare(config: Train, overrides: Sequence[str] = ()) -> Parts:
@@ -54,10 +60,10 @@ def prepare(config: Train, overrides: Sequence[str] = ()) -> Parts:
     Raises:
         RequestError: the request is wrong.
     """
-    resumed = None
+    resumed, note = None, ""
     if config.resume is not None:
         config = _stored(config, overrides)
-        resumed = checkpoint.load(Path(str(config.resume)) / "checkpoints" / "last.pt")
+        resumed, note = checkpoint.last(Path(str(config.resume)))
         if config.epochs < resumed["progress"]["epoch"]:
             raise ConfigError(f"epochs={config.epochs} is less than the {resumed['progress']['epoch']} done already")
     _check_place(config.runs, config.name)
@@ -70,7 +76,7 @@ def prepare(config: Train, overrides: Sequence[str] = ()) -> Parts:
         trainers.try_step(config, model, data.shape)
     else:
         model, described = checkpoint.rebuild(resumed), resumed["model"]
-    return Parts(config, device, data, model.to(device), described, resumed)
+    return Parts(config, device, data, model.to(device), described, resumed, note)
 
 
 def _check_place(runs: str, name: str | None) -> None:
@@ -107,187 +113,186 @@ def _stored(config: Train, overrides: Sequence[str]) -> Train:
 
 def train(parts: Parts) -> float:
     """Trains, keeps the best checkpoint by validation accuracy, scores it once on the test split; returns that."""
-    config, data, model, device = parts.config, parts.data, parts.model, parts.device
-    trainer = trainers.build(config, model, config.epochs * len(_training_loader(parts, full_batch=False)))
-    loader = _training_loader(parts, trainer.full_batch)
-    validation = data.loader("validation", 4 * config.batch_size, device=device, workers=config.data.workers)
-    progress = Progress()
-    if parts.resumed is None:
-        folder = new_folder(config.runs, config.name or f"{_model_name(config)}-{data.name}")
-    else:
-        folder = Path(str(config.resume))
-        try:
-            progress = Progress(**parts.resumed["progress"])
-            trainer.load_state_dict(parts.resumed["trainer"])
-            torch.set_rng_state(parts.resumed["rng"])
-        except (TypeError, ValueError, KeyError, RuntimeError) as error:
-            raise CheckpointError(f"{folder}: its last checkpoint does not fit its run ({error})") from None
-    OmegaConf.save(OmegaConf.structured(config), folder / "config.yaml")
-    logbook = Logbook(folder, progress.epoch)
-    parameters = sum(p.numel() for p in model.parameters())
-    logbook.say(f"{data}; {_model_name(config)}, {parameters:,} parameters, on {device}; in {folder}")
+    run = Run(parts)
+    try:
+        with signals() as caught, screen(parts.config.progress, run.course.total, run.progress.updates) as shown:
+            run.epochs(caught, shown)
+            return run.finish()
+    except Diverged as error:
+        run.logbook.say(f"stopped: {error}; a lower lr may help; {run.way_on()}")
+    except RequestError as error:  # a picture, or the best checkpoint, that cannot be read
+        run.logbook.say(f"stopped: {error}; {run.way_on()}")
+    except OSError as error:  # a full disk, most often: console.log has no room for the message either
+        print(f"stopped: {error}; {run.way_on()}", flush=True)
+    finally:
+        run.close()
+    sys.exit(1)
 
-    def content() -> dict[str, Any]:
-        plain = OmegaConf.to_container(OmegaConf.structured(config))
-        return {
-            "model": parts.described, "state_dict": trainer.model.state_dict(), "trainer": trainer.state_dict(),
-            "progress": progress.to_dict(), "rng": torch.get_rng_state(), "config": plain,
-            "classes": list(data.classes), "versions": versions(),
-        }  # fmt: skip
 
-    observers: list[Observer] = [Monitor(config, logbook.events, data, device, lambda: peak_memory(device))]
-    for observer in observers:
-        observer.on_start(progress, trainer)
-    total = config.epochs * len(loader)
-    with _bar(config.progress, total, progress.updates) as bar, _signals() as caught:
-        while progress.epoch < config.epochs:
+class Run:
+    """A run from its parts: the trainer, how far to go, where it stands, and its folder. Makes or opens the folder.
+
+    Raises:
+        CheckpointError: what was saved does not fit the run.
+    """
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts, self.config = parts, parts.config
+        config, resumed = parts.config, parts.resumed
+        course = self._course(config.batch_size, training=True)
+        self.trainer = trainers.build(config, parts.model, course.total)
+        full_batch = self.trainer.full_batch
+        self.course = self._course(len(parts.data.train), training=False) if full_batch else course
+        self.validation = parts.loader("validation", 4 * config.batch_size)
+        self.progress = Progress()
+        if resumed is not None:
             try:
-                finished = train_epoch(
-                    trainer, loader, progress, shown=bar.say, observers=observers,
-                    on_batch=lambda now: bar.advance(now.updates, bool(caught)),
-                )  # fmt: skip
-            except Diverged as error:
-                last = folder / "checkpoints" / "last.pt"
-                logbook.say(
-                    f"stopped: {error}; "
-                    + (f"the last good checkpoint is {last}" if last.exists() else "try a lower lr")
-                )
-                logbook.close()
-                sys.exit(1)
-            if finished:
-                _end_epoch(parts, trainer, progress, validation, logbook, observers, content)
-            if caught and (not finished or progress.epoch < config.epochs):
-                checkpoint.save(folder / "checkpoints" / "last.pt", content())
-                logbook.say(f"interrupted and saved; python train.py resume={folder} goes on")
-                logbook.close()
+                self.progress = Progress(**resumed["progress"])
+                self.trainer.load_state_dict(resumed["trainer"])
+                set_random_state(parts.device, resumed["rng"])
+            except (TypeError, ValueError, KeyError, RuntimeError) as error:
+                reason = str(error).splitlines()[0]
+                raise CheckpointError(f"{config.resume}: its last checkpoint does not fit its run ({reason})") from None
+        name = config.name or f"{_model_name(config)}-{parts.data.name}"
+        self.folder = Path(str(config.resume)) if resumed else new_folder(config.runs, name)
+        write_whole(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)))
+        self.logbook = Logbook(self.folder, resumed["records"] if resumed else None)
+        self.observers = trainers.observers(config, self.trainer, self.course) + self._observers()
+        self.parameters = sum(p.numel() for p in parts.model.parameters())
+        self.unreadable: set[str] = set()
+        if parts.note:
+            self.logbook.say(parts.note)
+        described = f"{_model_name(config)}, {self.parameters:,} parameters, on {parts.device}"
+        self.logbook.say(f"{parts.data}; {described}; in {self.folder}")
+
+    def _course(self, batch_size: int, training: bool) -> Course:
+        config = self.config
+        return Course(
+            self.parts.loader("train", batch_size, training=training), config.epochs,
+            milestones=config.batch_milestones, growth=config.batch_growth, limit=config.limit_batches,
+            max_steps=config.max_steps,
+        )  # fmt: skip
+
+    def _observers(self) -> list[Observer]:
+        """What watches a run because its configuration says so. This is the place for more."""
+        device = self.parts.device
+        monitor = Monitor(self.config, self.logbook.events, self.parts.data, device, lambda: peak_memory(device))
+        return [monitor, *([Profiling(self.folder, self.config.profile)] if self.config.profile else [])]
+
+    def epochs(self, caught: list[int], shown: Screen) -> None:
+        """Trains to the end, or to a signal in ``caught``: then saves and exits."""
+
+        def after_batch(progress: Progress) -> bool:
+            shown.advance(progress.updates)
+            return bool(caught)
+
+        if self.parts.resumed is None:
+            self.save(checkpoint.LAST)  # so that a run can go on whenever it is killed
+        for observer in self.observers:
+            observer.on_start(self.progress, self.trainer)
+        while self.progress.epoch < self.course.epochs and not self._has_stalled():
+            epoch = self.progress.epoch
+            loader = self.course.loader(epoch)
+            finished = train_epoch(
+                self.trainer, loader, self.course.steps[epoch], self.progress, on_batch=after_batch, shown=shown.say,
+                observers=self.observers,
+            )  # fmt: skip
+            if finished and not caught:
+                self._end_epoch()
+            if caught:
+                self.save(checkpoint.LAST)
+                self.logbook.say(f"interrupted and saved; {self.way_on()}")
                 sys.exit(128 + caught[0])
-    return _finish(parts, trainer, progress, logbook, observers, parameters)
 
+    def _has_stalled(self) -> bool:
+        """Whether the validation score has not been better for ``patience`` epochs."""
+        patience = self.config.patience
+        return patience is not None and self.progress.epoch - self.progress.best_epoch >= patience
 
-def _training_loader(parts: Parts, full_batch: bool) -> Loader:
-    config = parts.config
-    batch_size = len(parts.data.train) if full_batch else config.batch_size
-    return parts.data.loader(
-        "train", batch_size, device=parts.device, training=not full_batch, augment=config.data.augment,
-        workers=config.data.workers, seed=config.seed,
-    )  # fmt: skip
+    def _end_epoch(self) -> None:
+        progress = self.progress
+        train_loss, train_top1 = progress.loss_sum / progress.count, 100 * progress.correct / progress.count
+        progress.epoch += 1
+        progress.batch = progress.count = progress.correct = 0
+        progress.loss_sum = 0.0
+        for observer in self.observers:
+            observer.on_epoch(progress, self.trainer)
+        score = self._score(self.validation)
+        if not score.loss < float("inf"):
+            raise Diverged(f"the validation loss is not finite after step {progress.updates}, epoch {progress.epoch}")
+        is_best = (score.top1, -score.loss) > (progress.best, -progress.best_loss)  # of equal ones, the surer
+        if is_best:
+            progress.best, progress.best_loss, progress.best_epoch = score.top1, score.loss, progress.epoch
+        scalars = {
+            "train/loss": train_loss, "train/top1": train_top1, "validation/loss": score.loss,
+            "validation/top1": score.top1, "validation/top5": score.top5, **self.trainer.scalars(),
+            "time/images_per_second": progress.images / progress.seconds, "time/train_seconds": progress.seconds,
+        }  # fmt: skip
+        self.logbook.epoch(progress.epoch, scalars, self.trainer.model)
+        self.logbook.say(
+            f"epoch {progress.epoch}/{self.course.epochs}  train loss {train_loss:.4f} top-1 {train_top1:.2f} %  "
+            f"validation loss {score.loss:.4f} top-1 {score.top1:.2f} %" + ("  *" if is_best else "")
+        )
+        if is_best:
+            self.save(checkpoint.BEST)
+        self.save(checkpoint.LAST)
 
+    def _score(self, loader: Loader) -> Score:
+        """The score of the trainer's model; says which pictures were left out since the last one."""
+        score = evaluate(self.trainer.model, loader, len(self.parts.data.classes))
+        found = loader.unreadable | self.course.loader(0).unreadable
+        for line in sorted(found - self.unreadable):
+            self.logbook.say(f"left out: {line}")
+        self.unreadable |= found
+        return score
 
-def _end_epoch(
-    parts: Parts, trainer: Trainer, progress: Progress, validation: Loader, logbook: Logbook,
-    observers: Sequence[Observer], content: Callable[[], dict[str, Any]],
-) -> None:  # fmt: skip
-    scalars = {"train/loss": progress.loss_sum / progress.count, "train/top1": 100 * progress.correct / progress.count}
-    progress.epoch += 1
-    progress.batch = progress.count = progress.correct = 0
-    progress.loss_sum = 0.0
-    for observer in observers:
-        observer.on_epoch(progress, trainer)
-    score = evaluate(trainer.model, validation, len(parts.data.classes))
-    scalars.update({
-        "validation/loss": score.loss, "validation/top1": score.top1,
-        "validation/top5": score.top5, **trainer.scalars(),
-        "time/images_per_second": progress.images / progress.seconds, "time/train_seconds": progress.seconds,
-    })  # fmt: skip
-    is_best = (score.top1, -score.loss) > (progress.best, -progress.best_loss)  # of equal ones, the surer
-    if is_best:
-        progress.best, progress.best_loss, progress.best_epoch = score.top1, score.loss, progress.epoch
-    logbook.epoch(progress.epoch, scalars, trainer.model)
-    logbook.say(
-        f"epoch {progress.epoch}/{parts.config.epochs}  train loss {scalars['train/loss']:.4f} "
-        f"top-1 {scalars['train/top1']:.2f} %  validation loss {score.loss:.4f} top-1 {score.top1:.2f} %"
-        + ("  *" if is_best else "")
-    )
-    for name in ("best.pt", "last.pt")[not is_best :]:
-        checkpoint.save(logbook.folder / "checkpoints" / name, content())
+    def save(self, name: str) -> None:
+        """Writes a checkpoint of all that going on needs; of the last one, the one before is kept."""
+        content = {
+            "model": self.parts.described, "state_dict": self.trainer.model.state_dict(),
+            "trainer": self.trainer.state_dict(), "progress": self.progress.to_dict(),
+            "rng": random_state(self.parts.device), "records": self.logbook.marks(),
+            "config": OmegaConf.to_container(OmegaConf.structured(self.config)),
+            "classes": list(self.parts.data.classes), "versions": versions(),
+        }  # fmt: skip
+        keep = checkpoint.BEFORE if name == checkpoint.LAST else None
+        checkpoint.save(self.folder / "checkpoints" / name, content, keep)
 
+    def way_on(self) -> str:
+        """What to do after a stop."""
+        last = self.folder / "checkpoints" / checkpoint.LAST
+        return f"the last good checkpoint is {last}; python train.py resume={self.folder} goes on from it"
 
-def _finish(
-    parts: Parts, trainer: Trainer, progress: Progress, logbook: Logbook, observers: Sequence[Observer], parameters: int
-) -> float:
-    config, data, device = parts.config, parts.data, parts.device
-    best = checkpoint.load(logbook.folder / "checkpoints" / "best.pt")
-    trainer.model.load_state_dict(best["state_dict"])
-    test = data.loader("test", 4 * config.batch_size, device=device, workers=config.data.workers)
-    score = evaluate(trainer.model, test, len(data.classes))
-    summary = {
-        "model": _model_name(config), "parameters": parameters, "dataset": data.name, "metric": "top1",
-        "best": progress.best, "best_epoch": progress.best_epoch, "final": score.top1, "correct": score.correct,
-        "count": score.count, "epochs": progress.epoch, "train_seconds": progress.seconds,
-        "images_per_second": progress.images / max(progress.seconds, 1e-9), "peak_memory_bytes": peak_memory(device),
-        "seed": config.seed, "versions": versions(), "device": str(device),
-    }  # fmt: skip
-    write_json(logbook.folder / "summary.json", summary)
-    for observer in observers:
-        observer.on_end(summary, trainer)
-    logbook.say(
-        f"test top-1 {score.top1:.2f} % ({score.correct} of {score.count}) with the checkpoint of epoch "
-        f"{progress.best_epoch}, {progress.seconds:.0f} s of training; {logbook.folder}"
-    )
-    logbook.close()
-    return score.top1
+    def finish(self) -> float:
+        config, progress, parts = self.config, self.progress, self.parts
+        best = checkpoint.load(self.folder / "checkpoints" / checkpoint.BEST)
+        self.trainer.model.load_state_dict(best["state_dict"])
+        score = self._score(parts.loader("test", 4 * config.batch_size))
+        summary = {
+            "model": _model_name(config), "parameters": self.parameters, "dataset": parts.data.name, "metric": "top1",
+            "best": progress.best, "best_epoch": progress.best_epoch, "final": score.top1, "correct": score.correct,
+            "count": score.count, "unreadable": len(self.unreadable), "epochs": progress.epoch,
+            "steps": progress.updates, "train_seconds": progress.seconds,
+            "images_per_second": progress.images / max(progress.seconds, 1e-9),
+            "peak_memory_bytes": peak_memory(parts.device), "seed": config.seed, "versions": versions(),
+            "device": str(parts.device),
+        }  # fmt: skip
+        write_json(self.folder / "summary.json", summary)
+        for observer in self.observers:
+            observer.on_end(summary, self.trainer)
+        self.logbook.say(
+            f"test top-1 {score.top1:.2f} % ({score.correct} of {score.count}) with the checkpoint of epoch "
+            f"{progress.best_epoch}, {progress.seconds:.0f} s of training; {self.folder}"
+        )
+        return score.top1
+
+    def close(self) -> None:
+        with ExitStack() as stack:
+            stack.callback(self.logbook.close)
+            for observer in self.observers:
+                stack.callback(observer.close)
 
 
 def _model_name(config: Train) -> str:
     algorithm = config.algorithm.get("name")
     return f"{Path(algorithm).name.replace(':', '.')}-{config.model.name}" if algorithm else config.model.name
-
-
-def versions() -> dict[str, str]:
-    return {
-        "optnet": __version__, "torch": str(torch.__version__), "torchvision": str(torchvision.__version__),
-        "timm": timm.__version__, "python": platform.python_version(),
-    }  # fmt: skip
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes: of the accelerator's allocator, or of the process on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-class _Shown:
-    """A progress bar on a terminal; nothing elsewhere."""
-
-    def __init__(self, bar: Bar | None, total: int, done: int) -> None:
-        self.bar = bar
-        if bar is not None:
-            self.task = bar.add_task("", total=total, completed=done)
-
-    def advance(self, updates: int, stop: bool) -> bool:
-        if self.bar is not None:
-            self.bar.update(self.task, completed=updates)
-        return stop
-
-    def say(self, text: str) -> None:
-        if self.bar is not None:
-            self.bar.update(self.task, description=text)
-
-
-@contextmanager
-def _bar(wanted: bool, total: int, done: int) -> Iterator[_Shown]:
-    if not (wanted and is_terminal()):
-        yield _Shown(None, total, done)
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Bar(*columns, transient=True) as bar:
-        yield _Shown(bar, total, done)
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM; a second one of them acts at once."""
-    caught: list[int] = []
-
-    def note(number: int, frame: Any) -> None:
-        if caught:
-            raise SystemExit(128 + number)
-        caught.append(number)
-
-    old = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield caught
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)

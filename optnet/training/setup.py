@@ -6,7 +6,7 @@ from typing import Any
 
 import timm
 import torch
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, param_groups_weight_decay
 from timm.scheduler import create_scheduler_v2
 from torch import nn
 
@@ -76,21 +76,42 @@ def model(
 
 def optimizer(config: Optim, network: nn.Module, lr: float) -> torch.optim.Optimizer:
     """timm's optimizer of a name; norms, biases and coefficients (all 1-d) are not decayed."""
+
+    def groups(of: nn.Module) -> list[dict[str, Any]]:
+        return _own_rate(of, param_groups_weight_decay(of, config.weight_decay), float(config.coefficient_lr or lr))
+
     try:
         return create_optimizer_v2(
-            network, opt=config.name, lr=lr, weight_decay=config.weight_decay, momentum=config.momentum
-        )
+            network, opt=config.name, lr=lr, weight_decay=config.weight_decay, momentum=config.momentum,
+            param_group_fn=None if config.coefficient_lr is None else groups, **config.kwargs,
+        )  # fmt: skip
     except (AssertionError, ValueError) as error:
         raise ConfigError(f"optim.name={config.name} is unknown ({error}); for instance sgd, adamw or lamb") from None
+    except Exception as error:  # what an optimizer says of arguments, or of a package, that it does not have
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"optim.name={config.name} with kwargs={config.kwargs} cannot be had: {reason}") from None
+
+
+def _own_rate(network: nn.Module, groups: list[dict[str, Any]], lr: float) -> list[dict[str, Any]]:
+    """Takes the coefficients out of their group, into one with a learning rate of its own and no decay."""
+    named = dict(network.named_parameters())
+    own = {id(named[entry]) for entry in named if ".coefficients." in entry}
+    for group in groups:
+        group["params"] = [parameter for parameter in group["params"] if id(parameter) not in own]
+    mine = [parameter for parameter in named.values() if id(parameter) in own and parameter.requires_grad]
+    return [*groups, {"params": mine, "lr": lr, "weight_decay": 0.0}] if mine else groups
 
 
 def schedule(config: Schedule, made: torch.optim.Optimizer, updates: int) -> Any:
     """timm's schedule of a name over so many updates, stepped once an update."""
     warmup = round(config.warmup * updates)
+    left = max(1, updates - warmup)
     scheduler, _ = create_scheduler_v2(
-        made, sched=config.name, num_epochs=updates - warmup, min_lr=config.min_lr, warmup_lr=0.0,
-        decay_milestones=[round(part * updates) for part in config.milestones], decay_rate=config.factor,
-        warmup_epochs=warmup, warmup_prefix=config.name in ("cosine", "poly"), step_on_epochs=False,
-        updates_per_epoch=1,
+        made, sched=config.name, num_epochs=max(1, left // config.cycles), min_lr=config.min_lr, warmup_lr=0.0,
+        decay_milestones=[round(part * updates) for part in config.milestones],
+        decay_epochs=max(1, round(config.decay * (updates if config.name == "step" else left))),
+        decay_rate=config.power if config.name == "poly" else config.factor, cycle_limit=config.cycles,
+        warmup_epochs=warmup, warmup_prefix=config.name in ("cosine", "tanh", "poly", "wsd", "rsqrt"),
+        step_on_epochs=False, updates_per_epoch=1,
     )  # fmt: skip
     return scheduler

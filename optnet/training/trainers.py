@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from omegaconf import OmegaConf
@@ -13,25 +13,56 @@ from torch import nn
 
 from optnet.errors import ConfigError, ModelError, RequestError
 from optnet.training import setup
-from optnet.training.backprop import Backpropagation
+from optnet.training.averaging import Recalibration, average
+from optnet.training.backprop import PRECISIONS, Backpropagation
 from optnet.training.config import Backprop, Train
-from optnet.training.loop import Trainer
+from optnet.training.course import Course
+from optnet.training.loop import Observer, Trainer
+from optnet.training.mixing import Mixing
+
+Build = Callable[[Train, nn.Module, int], Trainer]
+Watch = Callable[[Train, Trainer, Course], list[Observer]]
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A trainer's options, the schema of ``conf/trainer/NAME.yaml``, and how it is built: (config, model, steps)."""
+    """One trainer.
+
+    Attributes:
+        options: the schema of ``conf/trainer/NAME.yaml``.
+        build: makes it from (config, model, steps of the run in mini-batches).
+        observers: what has to watch a run for this trainer's sake, from (config, trainer, course).
+    """
 
     options: type[Any]
-    build: Callable[[Train, nn.Module, int], Trainer]
+    build: Build
+    observers: Watch = lambda config, trainer, course: []
 
 
 def _backprop(config: Train, model: nn.Module, steps: int) -> Trainer:
-    optimizer = setup.optimizer(config.optim, model, config.lr)
-    return Backpropagation(model, optimizer, setup.schedule(config.schedule, optimizer, steps))
+    options: Backprop = config.trainer
+    made = setup.optimizer(config.optim, model, config.lr)
+    mixing = None
+    if options.mixup or options.cutmix:
+        mixing = Mixing(
+            cast(int, model.num_classes), mixup=options.mixup, cutmix=options.cutmix,
+            probability=options.mix_probability, smoothing=options.label_smoothing, seed=config.seed,
+        )  # fmt: skip
+    start = round(options.average_start * steps)
+    averaged = None if options.average == "none" else average(model, options.average, options.average_decay, start)
+    return Backpropagation(
+        model, made, setup.schedule(config.schedule, made, steps), precision=PRECISIONS[options.precision],
+        parts=options.accumulate, clip=options.clip, clip_mode=options.clip_mode, smoothing=options.label_smoothing,
+        mixing=mixing, average=averaged, channels_last=options.channels_last, compiled=options.compile,
+    )  # fmt: skip
 
 
-TRAINERS = {"backprop": Kind(Backprop, _backprop)}
+def _backprop_observers(config: Train, trainer: Trainer, course: Course) -> list[Observer]:
+    options: Backprop = config.trainer
+    return [Recalibration(course, options.recalibrate)] if options.average != "none" and options.recalibrate else []
+
+
+TRAINERS = {"backprop": Kind(Backprop, _backprop, _backprop_observers)}
 
 
 def typed(schema: type[Any], content: Any) -> Any:
@@ -50,8 +81,13 @@ def typed(schema: type[Any], content: Any) -> Any:
 
 
 def build(config: Train, model: nn.Module, steps: int) -> Trainer:
-    """The configured trainer of a model, for a run of so many steps."""
+    """The configured trainer of a model, for a run of so many steps (in mini-batches)."""
     return TRAINERS[config.trainer.name].build(config, model, steps)
+
+
+def observers(config: Train, trainer: Trainer, course: Course) -> list[Observer]:
+    """What has to watch a run for its trainer's sake."""
+    return TRAINERS[config.trainer.name].observers(config, trainer, course)
 
 
 def try_step(config: Train, model: nn.Module, shape: tuple[int, int, int]) -> None:
@@ -68,9 +104,10 @@ def try_step(config: Train, model: nn.Module, shape: tuple[int, int, int]) -> No
     except Exception as error:
         size = "x".join(map(str, shape))
         raise ModelError(f"the model cannot be trained on pictures of {size}: {str(error).splitlines()[0]}") from None
-    trainer = build(config, copied, 1)
+    trainer = build(config, copied, 10)
     try:
-        trainer.step(images, torch.zeros(2, dtype=torch.long))
+        with torch.compiler.set_stance("force_eager"):
+            trainer.step(images, torch.zeros(2, dtype=torch.long))
     except RequestError:
         raise
     except Exception as error:

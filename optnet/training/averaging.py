@@ -1,0 +1,50 @@
+"""Averages of the weights along a run, and the batch statistics that belong to them."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+import torch
+from timm.utils import ModelEmaV3
+from torch import nn
+from torch.optim.swa_utils import update_bn
+
+from optnet.training.course import Course
+from optnet.training.loop import Observer, Progress, Trainer
+
+AVERAGES = ("none", "ema", "polyak")
+
+
+def average(model: nn.Module, kind: str, decay: float, start: int) -> ModelEmaV3:
+    """A copy of ``model`` for the average of its weights; ``update(model, step)`` takes in step's weights.
+
+    ``ema``: a_k = d_k a_{k-1} + (1 - d_k) w_k with d_k = min(decay, 1 - k^(-2/3)), buffers too (timm).
+    ``polyak``: a_k = (w_1 + ... + w_k) / k (Polyak and Juditsky 1992); buffers are those of w_k.
+    Both count k from the step ``start``; before it a = w.
+    """
+    if kind == "polyak":
+        return ModelEmaV3(
+            model,
+            1.0,
+            update_after_step=start,
+            use_warmup=True,
+            warmup_gamma=1.0,
+            warmup_power=1.0,
+            exclude_buffers=True,
+        )
+    return ModelEmaV3(model, decay, update_after_step=start, use_warmup=True)
+
+
+class Recalibration(Observer):
+    """At an epoch's end, before it is scored, gives the trainer's model the batch statistics of ``batches`` batches.
+
+    The statistics along the run are not those of the averaged weights (Izmailov et al. 2018, section 3.2).
+    """
+
+    def __init__(self, course: Course, batches: int) -> None:
+        self.course, self.batches = course, batches
+
+    def on_epoch(self, progress: Progress, trainer: Trainer) -> None:
+        loader = self.course.loader(progress.epoch)
+        with torch.random.fork_rng(devices=[]):  # dropout in here leaves the run's own random numbers as they are
+            update_bn(islice(loader.batches(progress.epoch), self.batches), trainer.model)
