@@ -1,0 +1,133 @@
+"""Two models held against each other: times in alternation, bytes kept for backward, multiply-adds. Knows no model."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+NOISE = 0.03
+"""How far the ratios of the two halves of a measurement may differ."""
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds (medians) of both sides, the median of the pairs' ratios, and that of each half of the pairs."""
+
+    ours: float
+    theirs: float
+    ratio: float
+    halves: tuple[float, float]
+    pairs: int
+
+    @property
+    def noisy(self) -> bool:
+        return abs(self.halves[0] / self.halves[1] - 1) > NOISE
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "noisy": self.noisy}
+
+
+def synchronise(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize()
+
+
+def alternate(ours: Callable[[], Any], theirs: Callable[[], Any], pairs: int, device: torch.device) -> Times:
+    """Times the two in turns, each first in every other pair, so that what slows the machine slows both."""
+
+    def seconds(job: Callable[[], Any]) -> float:
+        synchronise(device)
+        started = time.perf_counter()
+        job()
+        synchronise(device)
+        return time.perf_counter() - started
+
+    for job in (ours, theirs) * 2:
+        job()
+    spent: dict[Callable[[], Any], list[float]] = {ours: [], theirs: []}
+    for pair in range(pairs):
+        for job in (ours, theirs) if pair % 2 else (theirs, ours):
+            spent[job].append(seconds(job))
+    ratios = [a / b for a, b in zip(spent[ours], spent[theirs], strict=True)]
+    half = pairs // 2
+    halves = (statistics.median(ratios[:half]), statistics.median(ratios[half:]))
+    medians = [statistics.median(times) for times in spent.values()]
+    return Times(medians[0], medians[1], statistics.median(ratios), halves, pairs)
+
+
+def autocast(device: torch.device) -> Any:
+    return nullcontext() if device.type == "cpu" else torch.autocast(device.type, torch.bfloat16)
+
+
+def step(model: nn.Module, images: Tensor, labels: Tensor) -> Callable[[], None]:
+    """Forward and backward pass of a training step."""
+
+    def run() -> None:
+        model.zero_grad(set_to_none=True)
+        with autocast(images.device):
+            loss = F.cross_entropy(model(images).float(), labels)
+        loss.backward()
+
+    return run
+
+
+def inference(model: nn.Module, images: Tensor) -> Callable[[], None]:
+    def run() -> None:
+        with torch.no_grad(), autocast(images.device):
+            model(images)
+
+    return run
+
+
+def saved_bytes(model: nn.Module, images: Tensor) -> int:
+    """Bytes of the distinct storages that a forward pass saves for backward, without parameters and buffers.
+
+    What a checkpointed layer keeps, its inputs, passes no hook: see ``held_bytes``.
+    """
+    own = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
+    saved: dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        saved.setdefault(tensor.untyped_storage().data_ptr(), tensor)  # kept alive: an address is not used twice
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), autocast(images.device):
+        model(images)
+    return sum(t.untyped_storage().nbytes() for place, t in saved.items() if place not in own)
+
+
+def held_bytes(model: nn.Module, images: Tensor) -> int:
+    """Bytes that a forward pass leaves allocated until the backward pass, by the allocator's own account."""
+    with torch.profiler.profile(profile_memory=True) as profile, autocast(images.device):
+        result = model(images)
+    events = profile.key_averages()
+    on_cpu = images.device.type == "cpu"
+    total = sum(event.self_cpu_memory_usage if on_cpu else event.self_device_memory_usage for event in events)
+    return total - result.numel() * result.element_size()
+
+
+def multiply_adds(model: nn.Module, images: Tensor) -> int:
+    with FlopCounterMode(display=False) as counter:
+        model(images)
+    return counter.get_total_flops() // 2
+
+
+def sizes(model: nn.Module, images: Tensor) -> dict[str, int]:
+    """What does not depend on the machine's speed."""
+    model.train()
+    inference(model, images)()
+    return {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "multiply_adds": multiply_adds(model, images),
+        "saved_bytes": saved_bytes(model, images),
+        "held_bytes": held_bytes(model, images),
+    }
