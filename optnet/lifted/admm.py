@@ -1,0 +1,103 @@
+"""ADMM: the method of multipliers on the last layer, penalties on all others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from optnet.lifted.fit import fit
+from optnet.lifted.linalg import between
+from optnet.lifted.splitting import Splitting, SplittingOptions
+from optnet.lifted.trainer import Blocks
+from optnet.options import choice, number
+
+STARTS = ("forward", "gaussian")
+
+
+@dataclass(kw_only=True)
+class ADMMOptions(SplittingOptions):
+    """``trainer=admm``.
+
+    Attributes:
+        beta: penalty of u_k = W_k x_{k-1} + b_k; ``gamma``: of x_k = phi(u_k).
+        warm: sweeps before the multiplier moves.
+        ridge: of the regressions for W_k, times the batch.
+        start: of x and u: the ``forward`` pass, or ``gaussian``, N(0, 1), as published.
+    """
+
+    name: str = "admm"
+    beta: float = number(1.0, above=0)
+    gamma: float = number(1.0, above=0)
+    warm: int = number(10, 0)
+    ridge: float = number(1e-6, above=0)
+    start: str = choice("forward", *STARTS)
+
+
+class ADMM(Splitting):
+    """l(u_n, y) + <lambda, u_n - m_n> + beta |u_n - m_n|^2 + sum_{k<n} gamma |x_k - phi(u_k)|^2 + beta |u_k - m_k|^2.
+
+    Taylor, Burmeister, Xu, Singh, Patel, Goldstein 2016 (ICML); m_k = W_k x_{k-1} + b_k, squares without 1/2. One sweep
+    goes from the first layer to the last: W~_k, x_k, u_k, each at its exact minimiser of this Lagrangian (the paper
+    leaves lambda out of W_n and x_{n-1}); then lambda <- lambda + 2 beta (u_n - m_n), with which lambda = -dl/du_n.
+    """
+
+    def __init__(self, model: nn.Module, options: ADMMOptions) -> None:
+        super().__init__(model, options)
+        self.options = options
+        self.sweeps = 0
+
+    def start(self, blocks: Blocks) -> Blocks:
+        if self.options.start == "gaussian":
+            blocks.u = [torch.randn_like(u) for u in blocks.u]
+            blocks.x[1:] = [torch.randn_like(x) for x in blocks.x[1:]]
+        blocks.dual = torch.zeros_like(blocks.y)
+        return blocks
+
+    def sweep(self, blocks: Blocks) -> Iterator[str]:
+        beta, gamma = self.options.beta, self.options.gamma
+        x, u, n = blocks.x, blocks.u, len(self.layers)
+        assert blocks.dual is not None
+        lam = self.options.ridge * len(blocks.y)
+        for k in range(1, n):
+            layer, after = self.layers[k - 1], self.layers[k]
+            self.regress(blocks, k - 1, u[k - 1], lam, layer.joined)
+            yield f"w{k}"
+            target = u[k] + blocks.dual / (2 * beta) if k == n - 1 else u[k]
+            x[k] = between(after.weight, target - after.bias, layer.activation.phi(u[k - 1]), gamma / beta)
+            yield f"x{k}"
+            u[k - 1] = fit(layer.activation, x[k], layer(x[k - 1]), beta / gamma)
+            yield f"u{k}"
+        last = self.layers[-1]
+        self.regress(blocks, n - 1, u[-1] + blocks.dual / (2 * beta), lam, last.joined)
+        yield f"w{n}"
+        u[-1] = x[-1] = self.loss.prox(last(x[-2]) - blocks.dual / (2 * beta), blocks.y, 2 * beta)
+        yield f"u{n}"
+        self.sweeps += 1
+        if self.sweeps > self.options.warm:
+            blocks.dual = blocks.dual + 2 * beta * (u[-1] - last(x[-2]))
+            yield "dual"
+
+    def objective(self, blocks: Blocks) -> Tensor:
+        assert blocks.dual is not None
+        total = self.loss(blocks.u[-1], blocks.y) + (blocks.dual * (blocks.u[-1] - self.layers[-1](blocks.x[-2]))).sum(
+            1
+        )
+        for layer, before, u, after in zip(self.layers, blocks.x[:-1], blocks.u, blocks.x[1:], strict=True):
+            total = total + self.options.beta * (u - layer(before)).square().sum(1)
+            if layer is not self.layers[-1]:
+                total = total + self.options.gamma * (after - layer.activation.phi(u)).square().sum(1)
+        return total.mean()
+
+    def factor(self) -> float:
+        return self.options.gamma
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "sweeps": self.sweeps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.sweeps = state["sweeps"]

@@ -1,0 +1,86 @@
+"""The linear algebra that block updates share: affine least squares, norms, conjugate gradients. Knows no network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+CHUNK = 4096
+"""Rows that are turned into float64 at a time."""
+
+
+def augment(x: Tensor) -> Tensor:
+    """x~: x with a last column of ones, so that x~ W~^T = x W^T + b for W~ = [W, b]."""
+    return torch.cat([x, x.new_ones(len(x), 1)], 1)
+
+
+def gram(x: Tensor) -> Tensor:
+    """x~^T x~ in float64, for x (samples, inputs)."""
+    parts = (augment(rows.double()) for rows in x.split(CHUNK))
+    return torch.stack([part.T @ part for part in parts]).sum(0)
+
+
+def cross(t: Tensor, x: Tensor) -> Tensor:
+    """t^T x~ in float64, for t (samples, outputs)."""
+    pairs = zip(t.split(CHUNK), x.split(CHUNK), strict=True)
+    return torch.stack([rows.double().T @ augment(columns.double()) for rows, columns in pairs]).sum(0)
+
+
+def ridge(x: Tensor, t: Tensor, lam: float, around: Tensor | None = None, known: Tensor | None = None) -> Tensor:
+    """argmin_W~ |t - x~ W~^T|^2 + lam |W~ - around|^2, in float64: (outputs, inputs + 1).
+
+    Args:
+        around: what lam pulls to; zero if it is None.
+        known: x~^T x~, if it is known.
+    """
+    square, right = gram(x) if known is None else known, cross(t, x)
+    if around is not None:
+        right = right + lam * around.double()
+    root = torch.linalg.cholesky(square + lam * torch.eye(len(square), dtype=square.dtype, device=square.device))
+    return torch.cholesky_solve(right.T, root).T
+
+
+def pseudo_inverse(x: Tensor, lam: float) -> Tensor:
+    """x~ (x~^T x~ + lam)^-1 by the smaller of its two forms, computed in float64: (samples, inputs + 1)."""
+    z = augment(x).double()
+    wide = len(z) < z.shape[1]
+    square = z @ z.T if wide else z.T @ z
+    square.diagonal().add_(lam)
+    root = torch.linalg.cholesky(square)
+    return (torch.cholesky_solve(z, root) if wide else torch.cholesky_solve(z.T, root).T).to(x.dtype)
+
+
+def spectral_norm(w: Tensor, iterations: int = 10) -> Tensor:
+    """|w|_2 by power iterations from the longest row; a lower bound that is near after ten."""
+    v = w[w.square().sum(1).argmax()]
+    for _ in range(iterations):
+        v = w.T @ (w @ v)
+        v = v / v.norm().clamp(min=torch.finfo(w.dtype).tiny)
+    return (w @ v).norm()
+
+
+def conjugate_gradients(apply: Callable[[Tensor], Tensor], b: Tensor, iterations: int) -> Tensor:
+    """x with apply(x) = b, nearly, for rows b (systems, unknowns) and positive definite systems; from x = 0."""
+    x, r = torch.zeros_like(b), b
+    p, rr = r, r.square().sum(1, keepdim=True)
+    start = rr
+    for _ in range(iterations):
+        q = apply(p)
+        curved = (p * q).sum(1, keepdim=True)
+        going = (rr > 1e-14 * start) & (curved > 0)
+        step = torch.where(going, rr / curved, torch.zeros_like(rr))
+        x, r = x + step * p, r - step * q
+        after = r.square().sum(1, keepdim=True)
+        p = r + torch.where(going, after / rr, torch.zeros_like(rr)) * p
+        rr = after
+    return x
+
+
+def between(weight: Tensor, t: Tensor, v: Tensor, ratio: float) -> Tensor:
+    """argmin_x |t - x W^T|^2 + ratio |v - x|^2, for t (samples, outputs) and v (samples, inputs)."""
+    w = weight.double()
+    square = w.T @ w + ratio * torch.eye(w.shape[1], dtype=w.dtype, device=w.device)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(square)).to(weight.dtype)
+    return (t @ weight + ratio * v) @ inverse

@@ -1,0 +1,240 @@
+"""MAC, the method of auxiliary coordinates: a quadratic penalty, Gauss-Newton in the weights and in the coordinates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from optnet.lifted.linalg import augment, conjugate_gradients, ridge
+from optnet.lifted.trainer import Blocks, Lifted, Options
+from optnet.options import number
+
+SAMPLES = 1000
+"""Samples whose coordinates are solved for at a time."""
+
+ELEMENTS = 2**24
+"""Elements of the largest array in the weights' normal equations."""
+
+HALVINGS = 10
+
+
+@dataclass(kw_only=True)
+class MACOptions(Options):
+    """``trainer=mac``.
+
+    Attributes:
+        mu: the penalty at the start; times ``growth`` whenever a full-batch sweep lowers the objective by less than the
+            part ``stall``, up to ``mu_max``.
+        damping: added to the diagonal of the weights' normal equations, times the batch.
+        cg: steps of conjugate gradients for each unit's normal equations; 0 solves them by Cholesky.
+        full_batch: all training pictures in each step, coordinates kept; else each batch starts from its forward pass.
+    """
+
+    name: str = "mac"
+    mu: float = number(1.0, above=0)
+    growth: float = number(10.0, 1)
+    stall: float = number(0.05, 0, 1)
+    mu_max: float = number(1e6, above=0)
+    damping: float = number(1e-6, above=0)
+    cg: int = number(0, 0)
+    full_batch: bool = True
+
+
+class MAC(Lifted):
+    """sum over samples of l(W_n x_{n-1} + b_n, y) + mu/2 sum_{k<n} |x_k - phi(W_k x_{k-1} + b_k)|^2, mu -> infinity.
+
+    Carreira-Perpinan and Wang 2014 (AISTATS); the poster writes the squared loss without 1/2, which is twice this mu.
+
+    W: each hidden unit is a nonlinear least-squares problem of its own, one Gauss-Newton step with halving; the last
+    layer is a regression. x: each sample is one of its own, and its Gauss-Newton system is block tridiagonal, solved
+    exactly by elimination from the first layer on. No block raises the objective.
+    """
+
+    def __init__(self, model: nn.Module, options: MACOptions) -> None:
+        super().__init__(model, options, options.full_batch)
+        self.options = options
+        self.mu, self.lowest = options.mu, math.inf
+        self.need_linear_output()
+        self.need(self.loss.name != "hinge", "a loss with curvature: squared or cross_entropy, not hinge")
+        self.need(len(self.layers) > 1, "a hidden layer")
+
+    def sweep(self, blocks: Blocks) -> Iterator[str]:
+        self._output(blocks)
+        yield f"w{len(self.layers)}"
+        self._coordinates(blocks)
+        yield "x"
+        for k in range(len(self.layers) - 1):
+            self._hidden(blocks, k)
+            yield f"w{k + 1}"
+        self._output(blocks)
+        yield f"w{len(self.layers)}"
+
+    def measure(self, blocks: Blocks) -> tuple[Tensor, list[Tensor]]:
+        measured = super().measure(blocks)
+        if self.full_batch:
+            now = float(measured[0])
+            stalled = now > (1 - self.options.stall) * self.lowest and self.mu < self.options.mu_max
+            self.lowest = math.inf if stalled else now
+            if stalled:
+                self.mu = min(self.mu * self.options.growth, self.options.mu_max)
+        return measured
+
+    # weights
+
+    def _hidden(self, blocks: Blocks, k: int) -> None:
+        """(x~^T diag(phi'^2) x~ + damping) dw = x~^T (phi' (target - phi)) for every unit."""
+        layer, x, target = self.layers[k], augment(blocks.x[k]), blocks.x[k + 1]
+        phi, damping = layer.activation.phi, self.options.damping * len(x)
+        u, joined = layer(blocks.x[k]), layer.joined
+        slope = layer.activation.slope(u)
+        right = (slope * (target - phi(u))).T @ x
+        if self.options.cg:
+            curved = slope.square()
+            step = conjugate_gradients(lambda p: ((x @ p.T) * curved).T @ x + damping * p, right, self.options.cg)
+        else:
+            step = torch.cat([_normal(x, part, rows, damping) for part, rows in _units(x, slope, right)])
+        at = u
+        moved = x @ step.T
+
+        def value(size: Tensor) -> Tensor:
+            return (phi(at + size * moved) - target).square().sum(0)
+
+        layer.set(joined + _halved(value, step.shape[0], x)[:, None] * step)
+
+    def _output(self, blocks: Blocks) -> None:
+        layer, x = self.layers[-1], blocks.x[-2]
+        damping = self.options.damping * len(x)
+        if self.loss.name == "squared":
+            layer.set(ridge(x, blocks.y, damping, layer.joined))
+            return
+        z, joined, u = augment(x), layer.joined, layer(x)
+
+        def hessian(p: Tensor) -> Tensor:
+            d = p.view_as(joined)
+            return (self.loss.curvature(u, z @ d.T).T @ z + damping * d).view(1, -1)
+
+        right = -(self.loss.gradient(u, blocks.y).T @ z).view(1, -1)
+        step = conjugate_gradients(hessian, right, self.options.cg or 50).view_as(joined)
+        moved = z @ step.T
+        size = _halved(lambda size: self.loss(u + size * moved, blocks.y).sum()[None], 1, z)
+        layer.set(joined + size * step)
+
+    # coordinates
+
+    def _coordinates(self, blocks: Blocks) -> None:
+        moved = [
+            self._solve(x, y)
+            for *x, y in zip(*(part.split(SAMPLES) for part in (*blocks.x[:-1], blocks.y)), strict=True)
+        ]
+        blocks.x[1:-1] = [torch.cat(parts) for parts in zip(*moved, strict=True)]
+        blocks.u[-1] = blocks.x[-1] = self.layers[-1](blocks.x[-2])
+
+    def _direction(self, x: list[Tensor], y: Tensor) -> list[Tensor]:
+        """The Gauss-Newton direction d_1 .. d_{n-1} of the coordinates x_1 .. x_{n-1} of some samples.
+
+        It minimises mu/2 sum_k |r_k + d_k - B_k d_{k-1}|^2 + the loss's second-order model of V d_{n-1}, with
+        r_k = x_k - phi(u_k), B_k = diag(phi'(u_k)) W_k, V = W_n. Its residuals e_k = r_k + d_k - B_k d_{k-1} obey
+        e_{k-1} = B_k^T e_k, so all follow from the last: d_{n-1} = m + P e with m_k = B_k m_{k-1} - r_k and
+        P_k = I + B_k P_{k-1} B_k^T, and mu e = -V^T (g + H V (m + P e)), g and H the loss's gradient and Hessian.
+        """
+        hidden, last, mu = self.layers[:-1], self.layers[-1], self.mu
+        residuals, slopes = [], []
+        m, P = torch.zeros(()), torch.zeros(())
+        for k, layer in enumerate(hidden):
+            u = layer(x[k])
+            residuals.append(x[k + 1] - layer.activation.phi(u))
+            slopes.append(layer.activation.slope(u))
+            if k == 0:
+                m, P = -residuals[0], torch.eye(u.shape[1], dtype=u.dtype, device=u.device)
+                continue
+            m = slopes[k] * (m @ layer.weight.T) - residuals[k]
+            P = slopes[k][:, :, None] * (layer.weight @ P @ layer.weight.T) * slopes[k][:, None, :]
+            P.diagonal(dim1=-2, dim2=-1).add_(1)
+        V, u = last.weight, last(x[-1])
+        linear = self.loss.gradient(u, y) + self.loss.curvature(u, m @ V.T)
+        if V.shape[0] <= V.shape[1]:
+            system = self.loss.curvature(u, (V @ P @ V.T).expand(len(u), -1, -1)) / mu
+            system = system + torch.eye(V.shape[0], dtype=V.dtype, device=V.device)
+            e = -torch.linalg.solve(system, linear) @ V / mu
+        else:
+            Q = V.T @ self.loss.curvature(u, V.expand(len(u), -1, -1)) if self.loss.name != "squared" else V.T @ V
+            system = Q @ P + mu * torch.eye(V.shape[1], dtype=V.dtype, device=V.device)
+            e = -torch.linalg.solve(system.expand(len(u), -1, -1), linear @ V)
+        excess = [e]
+        for k in range(len(hidden) - 1, 0, -1):
+            excess.insert(0, (slopes[k] * excess[0]) @ hidden[k].weight)
+        d = [excess[0] - residuals[0]]
+        for k in range(1, len(hidden)):
+            d.append(slopes[k] * (d[-1] @ hidden[k].weight.T) - residuals[k] + excess[k])
+        return d
+
+    def _solve(self, x: list[Tensor], y: Tensor) -> list[Tensor]:
+        """x_1 .. x_{n-1} of some samples after a Gauss-Newton step, halved for each sample until it does not rise."""
+        d = self._direction(x, y)
+
+        def value(size: Tensor) -> Tensor:
+            moved = [x[0], *(a + size[:, None] * b for a, b in zip(x[1:], d, strict=True))]
+            return self._energy(moved, y)
+
+        size = _halved(value, len(y), x[0])[:, None]
+        return [a + size * b for a, b in zip(x[1:], d, strict=True)]
+
+    def _energy(self, x: list[Tensor], y: Tensor) -> Tensor:
+        """The objective of each sample at x_0 .. x_{n-1}."""
+        total = self.loss(self.layers[-1](x[-1]), y)
+        for layer, before, after in zip(self.layers[:-1], x[:-1], x[1:], strict=True):
+            total = total + self.mu / 2 * (after - layer.activation.phi(layer(before))).square().sum(1)
+        return total
+
+    # the log
+
+    def gaps(self, blocks: Blocks) -> list[Tensor]:
+        """1/2 |x_k - phi(W_k x_{k-1} + b_k)|^2; the output has no coordinate of its own."""
+        rows = zip(self.layers[:-1], blocks.x[:-2], blocks.x[1:-1], strict=True)
+        return [
+            (after - layer.activation.phi(layer(before))).square().sum(1).mean() / 2 for layer, before, after in rows
+        ]
+
+    def objective(self, blocks: Blocks) -> Tensor:
+        return self._energy(blocks.x[:-1], blocks.y).mean()
+
+    def factor(self) -> float:
+        return self.mu
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "mu": self.mu, "lowest": self.lowest}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.mu, self.lowest = state["mu"], state["lowest"]
+
+
+def _units(x: Tensor, slope: Tensor, right: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """(slopes (samples, units), right sides (units, inputs)) of as many units as fit into memory."""
+    count = max(1, ELEMENTS // x.numel())
+    yield from zip(slope.split(count, 1), right.split(count), strict=True)
+
+
+def _normal(x: Tensor, slope: Tensor, right: Tensor, damping: float) -> Tensor:
+    """(x^T diag(slope_d^2) x + damping)^-1 right_d for each unit d: (units, inputs)."""
+    scaled = slope.T[:, :, None] * x
+    square = (scaled.mT @ scaled).double()
+    square.diagonal(dim1=-2, dim2=-1).add_(damping)
+    return torch.cholesky_solve(right.double()[:, :, None], torch.linalg.cholesky(square))[:, :, 0].to(x.dtype)
+
+
+def _halved(value: Callable[[Tensor], Tensor], count: int, like: Tensor) -> Tensor:
+    """The largest of 1, 1/2, 1/4, ... at which each of ``count`` values is not above that at 0; else 0."""
+    size = like.new_ones(count)
+    start = value(torch.zeros_like(size))
+    for _ in range(HALVINGS):
+        rises = ~(value(size) <= start)
+        if not rises.any():
+            return size
+        size = torch.where(rises, size / 2, size)
+    return torch.where(value(size) <= start, size, torch.zeros_like(size))

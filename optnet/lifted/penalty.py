@@ -1,0 +1,44 @@
+"""The lifted penalty without its g term, for ReLU alone: Zhang and Brand 2017, Askari et al. 2018."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from optnet.lifted.lpom import LPOM, LPOMOptions
+from optnet.objectives import Activation
+
+
+@dataclass(kw_only=True)
+class PenaltyOptions(LPOMOptions):
+    """``trainer=penalty``: the options of ``trainer=lpom``."""
+
+    name: str = "penalty"
+
+
+class Penalty(LPOM):
+    """l(x_n, y) + sum_k mu_k/2 |x_k - W_k x_{k-1} - b_k|^2, x_k >= 0 behind a ReLU.
+
+    LPOM with G(u) = u^2 / 2 in the place of max(u, 0)^2 / 2: the forward pass is not stationary for it, so what it
+    minimises is not the network's loss. ``pinv`` is the exact ridge regression of each W_k.
+    """
+
+    def __init__(
+        self, model: nn.Module, options: PenaltyOptions, optimizer: Optimizer | None = None, scheduler: Any = None
+    ) -> None:
+        super().__init__(model, options, optimizer, scheduler)
+        for layer in self.layers:
+            name = layer.activation.name
+            self.need(name in ("relu", "identity"), f"relu activations, not {name}; trainer=lpom takes all")
+
+    def partner(self, activation: Activation, u: Tensor) -> Tensor:
+        return u
+
+    def G(self, activation: Activation, u: Tensor) -> Tensor:
+        return u * u / 2
+
+    def beta(self, activation: Activation) -> float:
+        return 1.0

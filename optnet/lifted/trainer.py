@@ -1,0 +1,182 @@
+"""The lifted problem and the one block-coordinate loop that all its methods share. Knows no method by name.
+
+A network x_k = phi_k(W_k x_{k-1} + b_k), k = 1..n, is lifted by making its activations x_k variables of their own and
+paying for what they violate: minimise l(x_n, y) + sum_k mu_k gap_k over weights and activations, a block at a time.
+What is scored, saved and described is always the network itself, by its forward pass.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from optnet.errors import CheckpointError, ModelError
+from optnet.lifted.chain import read
+from optnet.lifted.losses import LOSSES
+from optnet.options import check, choice
+
+
+@dataclass
+class Blocks:
+    """The variables of one batch beside the weights.
+
+    Attributes:
+        y: targets, (batch, outputs).
+        x: activations x_0 (the pictures) .. x_n, each (batch, width).
+        u: pre-activations u_1 .. u_n, from index 0: u[k] belongs to x[k + 1] and to layer k.
+        dual: the multiplier of a method that has one.
+    """
+
+    y: Tensor
+    x: list[Tensor]
+    u: list[Tensor]
+    dual: Tensor | None = None
+
+
+@dataclass(kw_only=True)
+class Options:
+    """What every method can be told.
+
+    Attributes:
+        loss: ``squared``, ``cross_entropy`` or ``hinge``.
+    """
+
+    loss: str = choice("squared", *LOSSES)
+
+
+class Lifted(ABC):
+    """A trainer by block coordinates; ``step`` takes a batch once through all blocks.
+
+    Args:
+        model: a chain of Linear layers and non-decreasing activations, like ``model=mlp``.
+        options: the method's own.
+        full_batch: every step gets all training pictures in the same order, and the activations are kept between
+            steps; else each batch starts from its forward pass.
+
+    Raises:
+        ModelError: the model is no such chain. ConfigError: an option is unknown or out of range.
+    """
+
+    def __init__(self, model: nn.Module, options: Options, full_batch: bool = False) -> None:
+        check(options, "trainer.")
+        self.model = model
+        self.full_batch = full_batch
+        self.layers = read(model)
+        self.loss = LOSSES[options.loss]
+        self._kept: Blocks | None = None
+        self._sums: list[Tensor] = []
+
+    # what a method says
+
+    @abstractmethod
+    def sweep(self, blocks: Blocks) -> Iterator[str]:
+        """Updates one block after the other, and names each: ``x2``, ``u1``, ``w1``, ``dual``."""
+
+    @abstractmethod
+    def gaps(self, blocks: Blocks) -> list[Tensor]:
+        """What each layer's activations violate: n means over the batch, without the factors mu_k."""
+
+    @abstractmethod
+    def objective(self, blocks: Blocks) -> Tensor:
+        """What the blocks descend on, at the weights as they are: a mean over the batch."""
+
+    @abstractmethod
+    def factor(self) -> float:
+        """mu, for the log."""
+
+    def start(self, blocks: Blocks) -> Blocks:
+        """Where the method starts, given the forward pass."""
+        return blocks
+
+    def measure(self, blocks: Blocks) -> tuple[Tensor, list[Tensor]]:
+        """(objective, gaps) for the log, after a sweep."""
+        return self.objective(blocks), self.gaps(blocks)
+
+    # the one loop
+
+    def forward(self, images: Tensor, y: Tensor) -> Blocks:
+        """The feasible point: x_k = phi_k(u_k), u_k = W_k x_{k-1} + b_k."""
+        blocks = Blocks(y, [images.flatten(1)], [])
+        for layer in self.layers:
+            blocks.u.append(layer(blocks.x[-1]))
+            blocks.x.append(layer.activation.phi(blocks.u[-1]))
+        return blocks
+
+    @torch.no_grad()
+    def step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """One sweep over the blocks of a batch (batch, ...), whose ``labels`` are classes, or targets (batch, outputs).
+
+        Returns the mean loss of the network's forward pass before the sweep, and the number of right answers. The loss
+        is the cross-entropy in nats, or the trainer's own for targets; NaN once the lifted objective is not finite.
+
+        Raises:
+            DataError: a label names none of the network's outputs.
+        """
+        last = self.layers[-1].weight
+        blocks = self.forward(images, self.loss.targets(labels, len(last), last.dtype))
+        outputs = blocks.x[-1]
+        forward = self.loss(outputs, blocks.y).mean()
+        right = torch.zeros((), dtype=torch.long, device=labels.device)
+        if not labels.is_floating_point():
+            right = (outputs.argmax(1) == labels).sum()
+        loss = forward if labels.is_floating_point() else F.cross_entropy(outputs, labels)
+        blocks = self._keep(blocks) if self.full_batch else self.start(blocks)
+        for _ in self.sweep(blocks):
+            pass
+        objective, gaps = self.measure(blocks)
+        measured = [torch.ones_like(objective), objective, forward, *gaps]
+        self._sums = [a + b for a, b in zip(self._sums, measured, strict=True)] if self._sums else measured
+        return torch.where(objective.isfinite(), loss, torch.nan), right
+
+    def _keep(self, fresh: Blocks) -> Blocks:
+        """The blocks of the step before, with this step's pictures; at the first step those of the forward pass."""
+        if self._kept is None:
+            self._kept = self.start(fresh)
+        if len(self._kept.x[1]) != len(fresh.y):
+            raise CheckpointError(f"the kept activations are of {len(self._kept.x[1])} pictures, not of {len(fresh.y)}")
+        self._kept.y, self._kept.x[0] = fresh.y, fresh.x[0]
+        return self._kept
+
+    def scalars(self) -> dict[str, float]:
+        """Means over the steps since the last call: objective, loss of the forward pass, gaps; and mu, weight norms."""
+        logged = {"mu": self.factor()}
+        if self._sums:
+            count, objective, forward, *gaps = (float(value) for value in self._sums)
+            logged |= {"objective": objective / count, "forward_loss": forward / count}
+            logged |= {f"gap/layer{k}": gap / count for k, gap in enumerate(gaps, 1)}
+        self._sums = []
+        for k, layer in enumerate(self.layers, 1):
+            logged[f"norm/layer{k}"] = float(layer.weight.norm())
+        return logged
+
+    def state_dict(self) -> dict[str, Any]:
+        """What going on needs beside the model's own: tensors and plain containers."""
+        kept = self._kept
+        blocks = None if kept is None else {"x": kept.x[1:], "u": kept.u, "dual": kept.dual}
+        return {"blocks": blocks, "sums": self._sums}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        to = self.layers[0].weight.device
+        self._sums = [value.to(to) for value in state["sums"]]
+        if (kept := state["blocks"]) is not None:
+            nowhere = torch.empty(0)  # the pictures and targets come with the next step
+            dual = None if kept["dual"] is None else kept["dual"].to(to)
+            x, u = ([value.to(to) for value in kept[key]] for key in "xu")
+            self._kept = Blocks(nowhere, [nowhere, *x], u, dual)
+
+    def need(self, condition: bool, what: str) -> None:
+        """Raises:
+        ModelError: the condition does not hold.
+        """
+        if not condition:
+            raise ModelError(f"trainer={type(self).__name__.lower()} needs {what}")
+
+    def need_linear_output(self) -> None:
+        last = self.layers[-1].activation.name
+        self.need(last == "identity", f"a linear last layer, without the {last} behind it")
