@@ -16,9 +16,9 @@ GRID, HALVINGS = 33, 16
 def fit(activation: Activation, a: Tensor, b: Tensor, g: float) -> Tensor:
     """argmin_u 1/2 (phi(u) - a)^2 + g/2 (u - b)^2, elementwise, g > 0.
 
-    Exact for a piecewise linear phi: the best of every piece's own minimiser. Else the problem need not be convex: for a
-    non-decreasing phi its minimiser lies between b and b + (a - phi(b)) / sqrt(g), where there may be a valley next to b
-    and one where phi is steep. A grid finds the first and the last, a search by halves the bottom of both.
+    Exact for a piecewise linear phi: the best of every piece's own minimiser. Else the problem need not be convex: for
+    a non-decreasing phi its minimiser lies between b and b + (a - phi(b)) / sqrt(g), with a valley next to b and maybe
+    one where phi is steep. A grid finds the first and the last valley, a search by halves the bottom of both.
     """
 
     def value(u: Tensor) -> Tensor:

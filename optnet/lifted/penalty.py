@@ -8,8 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from optnet.lifted.lpom import LPOM, LPOMOptions
+from optnet.lifted.lpom import LPOM, W_STEPS, LPOMOptions
 from optnet.objectives import Activation
+from optnet.options import choice
 
 
 @dataclass(kw_only=True)
@@ -17,6 +18,7 @@ class PenaltyOptions(LPOMOptions):
     """``trainer=penalty``: the options of ``trainer=lpom``."""
 
     name: str = "penalty"
+    w_step: str = choice("pinv", *W_STEPS)
 
 
 class Penalty(LPOM):

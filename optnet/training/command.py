@@ -87,7 +87,7 @@ def _register_choices(store: ConfigStore, arguments: list[str]) -> list[str]:
 
     Returns the arguments with the slashes of such files written as bars: to Hydra a slash is a group in a group.
     """
-    models, algorithms = set(list_models()), set(list_algorithms())
+    models, algorithms = {"mlp", *list_models()}, set(list_algorithms())
     written = []
     for argument in arguments:
         key, _, values = argument.partition("=")

@@ -11,6 +11,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
+from optnet import lifted
 from optnet.errors import ConfigError, ModelError, RequestError
 from optnet.training import setup
 from optnet.training.averaging import Recalibration, average
@@ -62,7 +63,24 @@ def _backprop_observers(config: Train, trainer: Trainer, course: Course) -> list
     return [Recalibration(course, options.recalibrate)] if options.average != "none" and options.recalibrate else []
 
 
-TRAINERS = {"backprop": Kind(Backprop, _backprop, _backprop_observers)}
+def _by_gradients(kind: type[lifted.LPOM]) -> Build:
+    """A lifted trainer whose gradients in the weights go to the optimizer and schedule that are configured."""
+
+    def build(config: Train, model: nn.Module, steps: int) -> Trainer:
+        made = setup.optimizer(config.optim, model, config.lr)
+        return kind(model, config.trainer, made, setup.schedule(config.schedule, made, steps))
+
+    return build
+
+
+TRAINERS = {
+    "backprop": Kind(Backprop, _backprop, _backprop_observers),
+    "lpom": Kind(lifted.LPOMOptions, _by_gradients(lifted.LPOM)),
+    "penalty": Kind(lifted.PenaltyOptions, _by_gradients(lifted.Penalty)),
+    "mac": Kind(lifted.MACOptions, lambda config, model, steps: lifted.MAC(model, config.trainer)),
+    "bcd": Kind(lifted.BCDOptions, lambda config, model, steps: lifted.BCD(model, config.trainer)),
+    "admm": Kind(lifted.ADMMOptions, lambda config, model, steps: lifted.ADMM(model, config.trainer)),
+}
 
 
 def typed(schema: type[Any], content: Any) -> Any:
