@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable
 from typing import Any
@@ -30,7 +31,7 @@ def _resnet_key(key: str) -> str:
 
 
 def _resnetv2_key(key: str) -> str:
-    """A pre-activation ResNet's parameter name as ours (its first norms: see ``_share_norms``)."""
+    """A pre-activation ResNet's parameter name as ours (a first norm may be the transition's: see ``_pairs``)."""
     key = re.sub(r"^norm\.", "norm.0.", key)
     key = re.sub(r"^stages\.(\d)\.blocks\.0\.downsample\.conv\.", r"stages.\1.steps.body.shortcut_x.", key)
     return re.sub(r"^stages\.(\d)\.blocks\.(\d+)\.", r"stages.\1.steps.body.T_\2.", key)
@@ -80,18 +81,31 @@ def _pairs(theirs: Any, model: Network) -> dict[str, str]:
 def to_ours(state: State, model: Network) -> State:
     """An ancestor's state dict as ``model``'s, whose coefficients stay as they are; ours as it is.
 
+    The stem and the classifier keep their own sizes: timm adapts the one and drops the other where they differ.
+
     Raises:
-        ModelError: a parameter has no place in the model.
+        ModelError: a parameter has no place in the model, or another shape there.
     """
     if _renaming(state) is None:
         return state
     wanted = model.state_dict()
     made = {key: value for key, value in wanted.items() if ".coefficients." in key}
     for theirs, ours in _pairs(state, model).items():
-        if ours not in wanted:
+        value = state[theirs]
+        if ours == "head.fc.weight":
+            value = value.flatten(1)
+        elif not ours.startswith(("stem.conv.", "head.fc.")) and ours not in wanted:
             raise ModelError(f"the weights' {theirs} has no place in this network (as {ours})")
-        made[ours] = state[theirs].reshape(wanted[ours].shape) if ours == "head.fc.weight" else state[theirs]
+        elif ours.startswith("stages.") and value.shape != wanted[ours].shape:
+            raise ModelError(
+                f"the weights' {theirs} is {_shape(value)}, but this network's {ours} {_shape(wanted[ours])}"
+            )
+        made[ours] = value
     return made
+
+
+def _shape(value: Tensor) -> str:
+    return "x".join(map(str, value.shape)) or "a number"
 
 
 def checkpoint_filter(state: State, model: nn.Module) -> State:
@@ -102,48 +116,101 @@ def checkpoint_filter(state: State, model: nn.Module) -> State:
 def from_timm(model: nn.Module, **options: Any) -> Network:
     """The optnet network that computes what a ResNet, ResNetV2 or DenseNet of timm or torchvision computes.
 
-    It starts at the ancestor's coefficients; ``options`` go to ``Network`` (``algorithm``: ``heavy_ball`` for
-    residual networks and ``nesterov_dense`` for dense ones; ``coefficients``, ``per_channel``, ...).
+    ``options`` go to ``Network`` (``algorithm``: ``heavy_ball`` for residual networks and ``nesterov_dense`` for dense
+    ones; ``coefficients``, ``coefficient_init``, ``algorithm_kwargs``, ...). At the ancestor's coefficients, the
+    default, it computes the same; at others it computes its own with the same weights: heavy ball with step = 0.1 and
+    beta = 0.9 makes a Momentum ResNet of a ResNet.
 
     Raises:
-        ModelError: the model is of another family, or has parts (anti-aliasing, attention, ...) with no place in ours.
+        ModelError: the model is of another family, or has parts (wide or deep stems and blocks, anti-aliasing,
+            attention, group norm, stochastic depth, ...) with no place in ours; or an option is wrong.
     """
-    state = model.state_dict()
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"from_timm converts a model like timm.create_model('resnet18'), not {type(model).__name__}")
+    name, state = type(model).__name__, model.state_dict()
     rename = _renaming(state)
-    classifiers = [state[k] for k in ("fc.weight", "head.fc.weight", "classifier.weight") if k in state]
-    if rename is None or not classifiers:
-        raise ModelError(f"{type(model).__name__} is not a ResNet, ResNetV2 or DenseNet of timm or torchvision")
-    found = _READERS[rename](state)
-    classifier = classifiers[0]
-    stems = [state[k] for k in ("conv1.weight", "stem.conv.weight", "features.conv0.weight") if k in state]
-    if not stems:
-        raise ModelError(f"{type(model).__name__} has a stem of another kind; optnet has one convolution there")
-    stem = stems[0]
-    found.update(num_classes=len(classifier), in_chans=stem.shape[1], stem_width=len(stem))
-    found["stem"] = "imagenet" if stem.shape[-1] == 7 else "small"
-    place = {"device": classifier.device, "dtype": classifier.dtype}
-    made = Network(**{**found, **place, **options})
+    if rename is None:
+        raise ModelError(f"{name} is not a ResNet, ResNetV2 or DenseNet of timm or torchvision")
+    stem = next((state[k] for k in ("conv1.weight", "stem.conv.weight", "features.conv0.weight") if k in state), None)
+    if stem is None:
+        raise ModelError(f"{name} has a stem of another kind; optnet has one convolution there")
+    if stem.is_meta:
+        raise ModelError(f"{name} has no weights to convert: it is on the meta device")
+    classifier = next((state[k] for k in ("fc.weight", "head.fc.weight", "classifier.weight") if k in state), None)
+    found = {
+        **_READERS[rename](state), "stem": "imagenet" if stem.shape[-1] == 7 else "small", "stem_width": len(stem),
+        "in_chans": stem.shape[1], "num_classes": 0 if classifier is None else len(classifier),
+        "drop_rate": _dropout(model),
+    }  # fmt: skip
+    _verify(model, _filled(model, {**found, "dtype": torch.float64}), found["in_chans"], stem.shape[-1])
+    place = {"device": stem.device, "dtype": stem.dtype}
+    return _filled(model, {**found, **place, **options}).train(model.training)
+
+
+def _filled(model: nn.Module, options: dict[str, Any]) -> Network:
+    """A network with the model's weights, and with the constants of its norms."""
     try:
-        made.load_state_dict(to_ours(state, made))
-    except RuntimeError as error:
-        line = str(error).splitlines()[-1].strip()
-        raise ModelError(f"{type(model).__name__} has parts with no place in an optnet network: {line}") from None
-    _verify(model, made)
-    return made.train(model.training)
+        made = Network(**options)
+    except TypeError as error:
+        raise ModelError(f"from_timm: {error}") from None
+    state = model.state_dict()
+    weights, wanted = to_ours(state, made), made.state_dict()
+    for key, value in wanted.items():
+        if key not in weights:
+            raise ModelError(f"{type(model).__name__} has nothing for this network's {key}")
+        if weights[key].shape != value.shape:
+            raise ModelError(
+                f"{type(model).__name__}'s {key} is {_shape(weights[key])}, not {_shape(value)}; in_chans and "
+                f"num_classes are the model's own"
+            )
+    made.load_state_dict(weights)
+    _share_constants(model, made, _pairs(state, made))
+    return made
+
+
+def _share_constants(source: nn.Module, target: nn.Module, pairs: dict[str, str]) -> None:
+    """Gives the target's batch norms the eps and momentum of their partners."""
+    for theirs, ours in pairs.items():
+        if theirs.endswith(".running_mean"):
+            norms = source.get_submodule(theirs[:-13]), target.get_submodule(ours[:-13])
+            norms[1].eps, norms[1].momentum = norms[0].eps, norms[0].momentum
+
+
+def _dropout(model: nn.Module) -> float:
+    """The rate of the dropout before the classifier.
+
+    Raises:
+        ModelError: something inside the blocks drops at random, which optnet's blocks do not.
+    """
+    rate = getattr(model, "drop_rate", 0.0)
+    for name, module in model.named_modules():
+        here = module.p if isinstance(module, nn.Dropout) else getattr(module, "drop_prob", None)
+        here = here or (getattr(module, "drop_rate", 0.0) if name else 0.0)
+        if here and not name.startswith("head"):
+            raise ModelError(f"{type(model).__name__}'s {name} drops at random; optnet's blocks do not")
+        rate = here or rate
+    return float(rate)
 
 
 @torch.no_grad()
-def _verify(model: nn.Module, made: Network) -> None:
-    """Compares the two on one picture: what weights do not show (strides, blur, another activation) shows here."""
-    training = model.training
-    size = 64 if made.stem_kind == "imagenet" else 32
-    parameter = next(model.parameters())
-    x = torch.randn(1, made.in_chans, size, size, generator=torch.Generator().manual_seed(0)).to(parameter)
-    wanted, got = model.eval()(x), made.eval()(x)
-    model.train(training)
-    if not (got - wanted).norm() <= 1e-3 * wanted.norm() + 1e-6:
+def _verify(one: nn.Module, two: nn.Module, channels: int, kernel: int) -> None:
+    """Compares two models with equal weights on one picture: what weights do not show (strides, pooling, another
+    activation) shows there. In float64, on copies whose norms are moved alike: fresh ones hide their branches."""
+    size = 64 if kernel == 7 else 32
+    x = torch.randn(1, channels, size, size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    outputs = []
+    for model in (one, two):
+        model = copy.deepcopy(model).to("cpu", torch.float64).eval()
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
+                for tensor in (module.weight, module.bias, module.running_mean):
+                    tensor += 0.1
+        outputs.append(model(x))
+    wanted, got = outputs
+    if got.shape != wanted.shape or not (got - wanted).norm() <= 1e-8 * wanted.norm():
         raise ModelError(
-            f"{type(model).__name__} computes something else with these weights (strides, activation, ...)"
+            f"{type(one).__name__} and {type(two).__name__} compute different things with the same weights (strides, "
+            f"activation, pooling, ...)"
         )
 
 
@@ -191,8 +258,10 @@ def to_timm(network: Network) -> nn.Module:
     """The timm model that computes what the network computes.
 
     Raises:
-        ModelError: a coefficient is not its ancestor's (it is named), or timm has no such family or widths.
+        ModelError: a coefficient is not its ancestor's (it is named), or timm has no such family, widths or parts.
     """
+    if not isinstance(network, Network):
+        raise ModelError(f"to_timm converts an optnet.Network, not {type(network).__name__}")
     target = _timm_model(network)
     for entry in coefficients(network):
         wanted = _ancestral(network, entry.stage, entry.step, entry.term)
@@ -202,9 +271,14 @@ def to_timm(network: Network) -> nn.Module:
                 f"{wanted:g}; only networks at their ancestor's coefficients can be converted"
             )
     ours, state = network.state_dict(), target.state_dict()
-    for theirs, name in _pairs(state, network).items():
+    pairs = _pairs(state, network)
+    for theirs, name in pairs.items():
+        if name not in ours or ours[name].numel() != state[theirs].numel():
+            raise ModelError(f"this network has nothing that fits timm's {theirs} ({_shape(state[theirs])})")
         state[theirs] = ours[name].reshape(state[theirs].shape)
     target.load_state_dict(state)
+    _share_constants(network, target, {ours: theirs for theirs, ours in pairs.items()})
+    _verify(network, target, network.in_chans, 7 if network.stem_kind == "imagenet" else 3)
     return target.train(network.training)
 
 
@@ -226,11 +300,12 @@ def _timm_model(network: Network) -> nn.Module:
         raise ModelError("timm has no model with two streams, or with an iterate carried across stages")
     parameter = next(network.parameters())
     dd = {"device": parameter.device, "dtype": parameter.dtype}
-    shared: dict[str, Any] = {"num_classes": network.num_classes, "in_chans": network.in_chans, **dd}
+    shared: dict[str, Any] = {
+        "num_classes": network.num_classes, "in_chans": network.in_chans, "act_layer": network.act_layer,
+        "global_pool": network.head.global_pool.pool_type, "drop_rate": network.head.drop.p, **dd,
+    }  # fmt: skip
     blocks = tuple(int(program.start.constants["steps"]) for program in network.programs)
-    standard = (
-        network.widths == [64, 128, 256, 512][: len(blocks)] and len(blocks) == 4 and network.stem_kind == "imagenet"
-    )
+    standard = network.widths == [64, 128, 256, 512] and network.stem_kind == "imagenet"
     if network.layer in ("basic", "bottleneck") and standard:
         return ResNet(BasicBlock if network.layer == "basic" else Bottleneck, blocks, **shared)
     if network.layer in ("preact_basic", "preact_bottleneck") and standard:

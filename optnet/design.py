@@ -74,6 +74,7 @@ def design(
         raise ModelError(f"transition='{transition}' is unknown; it is 'restart' or 'project'")
     if not blocks or any(type(steps) is not int or steps < 1 for steps in blocks):
         raise ModelError(f"blocks={list(blocks)} must be whole numbers of at least 1, steps of the algorithm a stage")
+    method.check_constants(algorithm_kwargs or {})
     required = [name for name, needed in method.operators.items() if needed]
     operators = [*required, "P"] if with_P and "P" in method.operators and "P" not in required else required
     reading = reading or method.network.get("reading") or ("map" if layer == "plain" else "residual")
@@ -105,7 +106,8 @@ def _borders(
     """Where a run of ``sum(run)`` steps is cut: so many of the program's steps lie in front of each border.
 
     A border lies behind the calls of the iterations in front of it, at the last of the places with the fewest live
-    values: heavy ball's is then x_{k+1} and x_k, not T(x_k), x_k and x_{k-1}.
+    values: heavy ball's is then x_{k+1} and x_k, not T(x_k), x_k and x_{k-1}. A call behind the algorithm's loop counts
+    with the iterations in front of it: of T(x_n) at the end every stage but the last gets one call more.
     """
     if len(run) == 1:
         return []

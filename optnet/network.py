@@ -1,5 +1,6 @@
 """The one network class: stem, stages, head, and timm's model contract. Knows no algorithm and no model by name."""
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,9 +13,10 @@ from optnet.algorithms import find_algorithm
 from optnet.design import StageProgram, design, suitable_layer
 from optnet.errors import ModelError
 from optnet.layers import FAMILIES, Family
+from optnet.program import Program
 from optnet.recomputing import MEMORY
 from optnet.tracing import Algorithm
-from optnet.unroll import COEFFICIENTS, unroll
+from optnet.unroll import COEFFICIENTS, Unrolled, unroll
 
 
 class Stage(nn.Module):
@@ -32,8 +34,7 @@ class Stage(nn.Module):
         self.out_streams = len(start.results) if len(start.results) in (1, next_streams) else 1
         self.out_chs = family.out_chs(start.results.count(start.starts[0]), len(start.results) // self.out_streams)
         self.transitions = nn.ModuleList(family.transition() for _ in range(self.streams))
-        operators = {name: family.P() for name in start.operators}
-        operators[start.main] = family.T()
+        operators = {name: family.T() if name == start.main else family.P() for name in start.operators}
         shortcuts = {name: family.shortcut() for name in start.starts}
         self.steps = unroll(
             start, textbook=program.textbook, operators=operators, channels=family.chs, packed=True, **options,
@@ -50,12 +51,23 @@ class Stage(nn.Module):
         return [torch.cat(results, 1)] if len(results) > self.out_streams else results
 
 
-def _merge(streams: list[Tensor]) -> Tensor:
-    """One tensor of all streams: their mean."""
+def _merge(streams: list[Tensor], shown: int) -> Tensor:
+    """One tensor of all streams: the one of that number, or with -1 their mean."""
+    if shown >= 0:
+        return streams[shown]
     total = streams[0]
     for stream in streams[1:]:
         total = total + stream
     return total if len(streams) == 1 else total / len(streams)
+
+
+def _shown(this: Program, following: Program, streams: int) -> int:
+    """Which of the values carried into the next stage stands for the features: the one that its first layer reads, else
+    the last; of an algorithm's own streams (-1) all do."""
+    if len(this.results) == streams or len(following.starts) == streams:
+        return -1
+    read = next(step.argument for step in following.applies if step.operator == following.main)
+    return following.starts.index(read) if read in following.starts else len(following.starts) - 1
 
 
 class Network(nn.Module):
@@ -111,20 +123,22 @@ class Network(nn.Module):
     ) -> None:
         super().__init__()
         dd = {"device": device, "dtype": dtype}
-        if len(blocks) != len(widths):
-            raise ModelError(f"blocks={list(blocks)} and widths={list(widths)} must have one entry for each stage")
+        _check_sizes(blocks, widths, stem_width=stem_width, num_classes=num_classes, in_chans=in_chans)
         if memory not in MEMORY:
             raise ModelError(f"memory='{memory}' is unknown; it is 'keep' or 'checkpoint'")
         if coefficients not in COEFFICIENTS:
             raise ModelError(f"coefficients='{coefficients}' is unknown; it is 'learnable' or 'fixed'")
-        if any(type(width) is not int or width < 1 for width in [*widths, stem_width or 1]):
-            raise ModelError(f"widths={list(widths)} and stem_width={stem_width} must be whole numbers of at least 1")
+        if type(per_channel) is not bool:
+            raise ModelError(f"per_channel={per_channel!r} must be true or false")
         if programs is not None:
             if layer is None:
                 raise ModelError("programs= needs layer=, the layers' family they were made for")
             stages = [StageProgram.from_json(program) for program in programs]
             if len(stages) != len(blocks):
                 raise ModelError(f"there are {len(stages)} programs for {len(blocks)} stages")
+            follow = itertools.pairwise(program.start for program in stages)
+            if any(two.starts not in (one.results, stages[0].start.starts) for one, two in follow):
+                raise ModelError("programs= are not the stages of one network in their order")
         elif algorithm is None:
             raise ModelError("algorithm is missing; see optnet.list_algorithms()")
         else:
@@ -134,6 +148,12 @@ class Network(nn.Module):
                 algorithm, blocks, with_P=_family(layer).takes_P, layer=layer, reading=reading,
                 coefficient_init=coefficient_init, transition=transition, algorithm_kwargs=algorithm_kwargs,
             )  # fmt: skip
+        for i, program in enumerate(stages):
+            if all(step.operator != program.start.main for step in program.start.applies):
+                raise ModelError(
+                    f"stage {i + 1} of {len(stages)} has no call of {program.start.main}; give other blocks, or "
+                    f"transition=restart"
+                )
         if per_channel and layer == "dense_bc":
             raise ModelError(
                 "per_channel=true does not go with layer=dense_bc: its sums and its iterates differ in width"
@@ -143,6 +163,8 @@ class Network(nn.Module):
         self.widths = list(widths)
         self.stem_kind = stem
         self.streams = len(stages[0].start.starts)
+        self.shown = [_shown(one.start, two.start, self.streams) for one, two in itertools.pairwise(stages)] + [-1]
+        self.act_layer = act_layer
         self.num_classes = num_classes
         self.in_chans = in_chans
         family, act = _family(layer), _act_layer(act_layer)
@@ -169,12 +191,15 @@ class Network(nn.Module):
             self.feature_info.append({"num_chs": chs, "reduction": reduction, "module": f"stages.{i}"})
         self.norm = nn.Sequential(probe.norm(chs), probe.act()) if family.final_norm else nn.Identity()
         self.num_features = self.head_hidden_size = chs
-        self.head = ClassifierHead(chs, num_classes, pool_type=global_pool, drop_rate=drop_rate, **dd)
+        try:
+            self.head = ClassifierHead(chs, num_classes, pool_type=global_pool, drop_rate=drop_rate, **dd)
+        except (AssertionError, ValueError) as error:
+            raise ModelError(f"global_pool='{global_pool}' and drop_rate={drop_rate} make no head: {error}") from None
         self.init_weights()
 
     @torch.jit.ignore
     def init_weights(self) -> None:
-        """He's initialisation of the convolutions (fan out); norms at 1 and 0; the classifier as torch does."""
+        """He's initialisation of the convolutions (fan out); all else stays as it is made."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -185,7 +210,14 @@ class Network(nn.Module):
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        return {"stem": r"^stem", "blocks": [(r"^stages\.(\d+)", None), (r"^norm", (99999,))]}
+        """timm's groups: the stem, the stages (``coarse``) or their layers T with what comes behind each, the head."""
+        blocks: list[tuple[str, tuple[int, ...] | None]] = []
+        for i, program in enumerate(() if coarse else self.programs[: len(self.stages)]):
+            depth = 0
+            for name, _ in self.get_submodule(f"stages.{i}.steps.body").named_children():
+                depth += name.startswith(f"{program.start.main}_")
+                blocks += [(rf"^stages\.{i}\.steps\.body\.{name}\.", (i, depth))]
+        return {"stem": r"^stem", "blocks": [*blocks, (r"^stages\.(\d+)", None), (r"^norm", (99999,))]}
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
@@ -194,9 +226,9 @@ class Network(nn.Module):
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        for stage in self.stages:
-            if isinstance(stage, Stage):
-                stage.steps.set_checkpointing(enable)
+        for module in self.modules():
+            if isinstance(module, Unrolled):
+                module.set_checkpointing(enable)
 
     @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
@@ -211,10 +243,10 @@ class Network(nn.Module):
         streams = [x for _ in range(self.streams)]
         for stage in self.stages:
             streams = stage(streams)
-        return self.norm(_merge(streams))
+        return self.norm(_merge(streams, self.shown[len(self.stages) - 1]))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        return self.head(x, pre_logits=pre_logits) if pre_logits else self.head(x)
+        return self.head(x, pre_logits=pre_logits)
 
     def forward(self, x: Tensor) -> Tensor:  # a real annotation, not a string: fx copies it into the code it writes
         return self.forward_head(self.forward_features(x))
@@ -228,7 +260,11 @@ class Network(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> Any:
-        """The stages' outputs (streams merged), with or without the final features; timm's contract."""
+        """The stages' outputs (streams merged), with or without the final features; timm's contract.
+
+        Of a projected network's inner stages it is the iterate that the next layer reads. With ``stop_early`` the final
+        features are those of the last stage that ran, and the last norm acts behind the last stage only.
+        """
         if output_fmt != "NCHW":
             raise ModelError(f"output_fmt='{output_fmt}' is unknown; features are NCHW")
         take, last = feature_take_indices(len(self.stages), indices)
@@ -237,10 +273,11 @@ class Network(nn.Module):
         streams = [x for _ in range(self.streams)]
         for i, stage in enumerate(self.stages[: last + 1] if stop_early else self.stages):
             streams = stage(streams)
+            x = _merge(streams, self.shown[i])
+            final = self.norm(x) if i == len(self.stages) - 1 else x
             if i in take:
-                merged = _merge(streams)
-                intermediates.append(self.norm(merged) if norm and i == len(self.stages) - 1 else merged)
-        return intermediates if intermediates_only else (self.norm(_merge(streams)), intermediates)
+                intermediates.append(final if norm else x)
+        return intermediates if intermediates_only else (final, intermediates)
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
@@ -253,6 +290,20 @@ class Network(nn.Module):
         if prune_head:
             self.reset_classifier(0, "")
         return take
+
+
+def _check_sizes(blocks: Any, widths: Any, stem_width: int | None, **counts: int) -> None:
+    for name, sizes in (("blocks", blocks), ("widths", widths)):
+        if isinstance(sizes, str) or not isinstance(sizes, Sequence):
+            raise ModelError(f"{name}={sizes!r} must be a list of whole numbers, one for each stage")
+    if len(blocks) != len(widths):
+        raise ModelError(f"blocks={list(blocks)} and widths={list(widths)} must have one entry for each stage")
+    if any(type(width) is not int or width < 1 for width in [*widths, 1 if stem_width is None else stem_width]):
+        raise ModelError(f"widths={list(widths)} and stem_width={stem_width} must be whole numbers of at least 1")
+    for name, count in counts.items():
+        least = 0 if name == "num_classes" else 1
+        if type(count) is not int or count < least:
+            raise ModelError(f"{name}={count!r} must be a whole number of at least {least}")
 
 
 def _family(layer: str) -> type[Family]:

@@ -98,7 +98,7 @@ class Program:
     @property
     def main(self) -> str:
         """The operator that the algorithm declares first: the layer T, the gradient step."""
-        return next((name for name in self.readings if name in self.operators), self.operators[0])
+        return next(iter([*self.readings, *self.operators]), "")
 
     @property
     def operators(self) -> tuple[str, ...]:

@@ -138,7 +138,15 @@ def create_model(algorithm: str | Callable[..., Any] | Algorithm, **kwargs: Any)
 
 
 def freeze_all_but_coefficients(model: nn.Module) -> nn.Module:
-    """Freezes every parameter but the algorithm's learnable coefficients; returns the model."""
+    """Freezes every parameter but the algorithm's learnable coefficients; returns the model.
+
+    The norms' running statistics are no parameters: they go on moving in training mode.
+
+    Raises:
+        ModelError: the model has no learnable coefficients.
+    """
+    if not any(".coefficients." in f".{name}" for name, _ in model.named_parameters()):
+        raise ModelError("the model has no learnable coefficients; make it with coefficients='learnable'")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(".coefficients." in f".{name}")
     return model

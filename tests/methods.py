@@ -49,6 +49,20 @@ def second_first(T: Operator, S: Operator, x: Iterate, steps: int) -> tuple[Iter
     return start, x, x
 
 
+def twice(T: Operator, x: Iterate, steps: int, *, P: Operator = identity) -> Iterate:
+    """x_{k+1} = P(T(P(T(x_k)))): two calls a step."""
+    for _ in range(steps):
+        x = P(T(P(T(x))))
+    return x
+
+
+def every_second(T: Operator, x: Iterate, steps: int, *, P: Operator = identity) -> Iterate:
+    """T in every second step alone: some stage of one step has no layer."""
+    for k in range(steps):
+        x = P(T(x)) if k % 2 == 0 else P(0.5 * x)
+    return x
+
+
 OWN = [
     as_algorithm(function)
     for function in (relaxed_splitting, three_step_mean, restarted, projected_first, second_first)

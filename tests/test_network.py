@@ -6,7 +6,8 @@ import itertools
 import pytest
 import timm
 import torch
-from methods import OWN, layer, names, starts
+from methods import OWN, every_second, layer, names, starts
+from timm.models import group_parameters
 from torch import nn
 
 import optnet
@@ -239,6 +240,16 @@ def test_the_dense_family_refuses_to_add_a_start_of_another_shape():
         {"widths": (0, 8)},
         {"widths": (4, 8), "layer": "dense_bc", "per_channel": True},
         {"transition": "jump"},
+        {"blocks": 3},
+        {"widths": "48"},
+        {"stem_width": 0},
+        {"num_classes": -1},
+        {"in_chans": 0},
+        {"per_channel": "false"},
+        {"global_pool": "nonsense"},
+        {"drop_rate": 2.0},
+        {"programs": 3, "layer": "basic"},
+        {"programs": [3, 4], "layer": "basic"},
         {"act_layer": "nonsense"},
         {"programs": [{"start": "x"}], "layer": "basic"},
         {"nonsense": 1},
@@ -248,6 +259,50 @@ def test_bad_options(options):
     with pytest.raises(ModelError) as error:
         create_model("heavy_ball", **{**SMALL, **options})
     assert "\n" not in str(error.value)
+
+
+def test_stages_without_a_layer_and_stages_in_disorder_are_refused():
+    with pytest.raises(ModelError, match="stage 2 of 2 has no call of T"):
+        build(algorithm=every_second, blocks=(1, 1), transition="project")
+    programs = build(algorithm="heavy_ball", transition="project").programs_json()
+    with pytest.raises(ModelError, match="in their order"):
+        Network(programs=programs[::-1], layer="basic", **SMALL)
+    with pytest.raises(optnet.AlgorithmError, match="no constant 'steps'"):
+        build(algorithm="heavy_ball", algorithm_kwargs={"steps": 3})
+
+
+@pytest.mark.parametrize("family", LAYERED)
+def test_features_stop_early_as_they_are(family):
+    model = build(**LAYERED[family], blocks=(1, 2, 1), widths=(4, 8, 8))
+    x = pictures()
+    last, features = model.forward_intermediates(x, indices=[0, 1, 2], norm=True)
+    assert torch.equal(last, model.forward_features(x)) and torch.equal(last, features[-1])
+    early, some = model.forward_intermediates(x, indices=[0, 1], norm=True, stop_early=True)
+    assert torch.equal(some[0], features[0]) and torch.equal(early, features[1])
+
+
+def test_features_of_projected_stages_are_one_iterate():
+    """With fixed beta = 0 the projected network is the restarted one, inside too; of ADMM it is x', not the dual."""
+    options = {"algorithm": "heavy_ball", "coefficients": "fixed", "blocks": (2, 2, 2), "widths": (4, 8, 8)}
+    one, two = build(**options, transition="project"), build(**options)
+    values = iter(two.state_dict().values())
+    one.load_state_dict({key: next(values) for key in one.state_dict()})
+    for got, wanted in zip(
+        *(m.forward_intermediates(pictures(), intermediates_only=True) for m in (one, two)), strict=True
+    ):
+        assert torch.equal(got, wanted)
+    model = build(algorithm="admm", transition="project")
+    stage, x = model.stages[0], model.stem(pictures())
+    (feature, _) = model.forward_intermediates(pictures(), intermediates_only=True)
+    carried = stage([x])
+    assert len(carried) == 3 and torch.equal(feature, carried[0])
+
+
+def test_layers_are_grouped_by_depth():
+    model = build(algorithm="heavy_ball", blocks=(2, 3))
+    grouped = group_parameters(model, model.group_matcher())
+    assert len(grouped) == 1 + (1 + 2) + (1 + 3) + 1  # the stem, each stage's rest and layers, the head
+    assert len(group_parameters(model, model.group_matcher(coarse=True))) == 1 + 2 + 1
 
 
 def test_the_operator_declared_first_is_the_layer():

@@ -1,5 +1,7 @@
 """Registered models, exact ancestors, conversion and published weights (from local files)."""
 
+from pathlib import Path
+
 import pytest
 import timm
 import torch
@@ -10,6 +12,7 @@ from torch import nn
 
 import optnet
 from optnet import ModelError, convert
+from optnet.training import checkpoint
 
 ANCESTORS = {
     "resnet18": lambda: timm.create_model("resnet18", num_classes=7),
@@ -76,23 +79,104 @@ def test_round_trip(name):
         convert.to_timm(ours)
 
 
-def test_conversion_refuses_what_it_cannot_represent():
-    for name in (
-        "resnet50d",
-        "resnext50_32x4d",
-        "seresnet50",
-        "resnetblur50",
-        "vit_tiny_patch16_224",
-        "mobilenetv3_small_050",
-    ):
-        with pytest.raises(ModelError) as error:
-            convert.from_timm(timm.create_model(name))
-        assert "\n" not in str(error.value)
-    for model in ("hbnet20_cifar", "admmnet34"):
-        with pytest.raises(ModelError):
-            convert.to_timm(timm.create_model(model))
-    with pytest.raises(ModelError, match="carried across stages"):
-        convert.to_timm(timm.create_model("hbnet18", transition="project"))
+def silu_inside(model):
+    for block in model.layer1:
+        block.act1 = nn.SiLU()
+    return model
+
+
+UNLIKE = {
+    **{name: lambda name=name: timm.create_model(name) for name in (
+        "resnet50d", "resnext50_32x4d", "seresnet50", "resnetblur50", "wide_resnet50_2", "resnetv2_50x1_bit",
+        "densenetblur121d", "vit_tiny_patch16_224", "mobilenetv3_small_050",
+    )},
+    "stochastic depth": lambda: timm.create_model("resnet18", drop_path_rate=0.5),
+    "dropout inside": lambda: timm.create_model("densenet121", proj_drop_rate=0.2),
+    "another activation": lambda: silu_inside(timm.create_model("resnet18")),
+    "without weights": lambda: timm.create_model("resnet18", device="meta"),
+    "no model": lambda: "resnet18",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNLIKE)
+def test_conversion_refuses_what_it_cannot_represent(name):
+    with pytest.raises(ModelError) as error:
+        convert.from_timm(UNLIKE[name]())
+    assert "\n" not in str(error.value) and len(str(error.value)) < 200
+
+
+@pytest.mark.parametrize("options", [{"nonsense": 1}, {"num_classes": 3}, {"in_chans": 1}, {"layer": "bottleneck"}])
+def test_conversion_refuses_options_that_the_weights_do_not_fit(options):
+    with pytest.raises(ModelError) as error:
+        convert.from_timm(timm.create_model("resnet18", num_classes=7), **options)
+    assert "\n" not in str(error.value)
+
+
+OWN = {  # networks of ours that timm has no model for
+    "cifar": {"model_name": "hbnet20_cifar"},
+    "two streams": {"model_name": "admmnet34"},
+    "carried across stages": {"model_name": "hbnet18", "transition": "project"},
+    "map": {"model_name": "hbnet18", "algorithm": "gradient_descent", "layer": "basic", "reading": "map"},
+    "stem": {"model_name": "hbnet18", "stem_width": 32},
+    "two calls a step": {"model_name": "hbnet18", "algorithm": "tests/methods.py:twice", "blocks": [1] * 4},
+    "one iterate of a dense stage": {"model_name": "agdnet121", "algorithm_kwargs": {"all_iterates": False}},
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_to_timm_refuses_what_timm_does_not_have(name, monkeypatch):
+    monkeypatch.chdir(Path(__file__).parent.parent)
+    with pytest.raises(ModelError) as error:
+        convert.to_timm(timm.create_model(**OWN[name]))
+    assert "\n" not in str(error.value)
+    with pytest.raises(ModelError, match=r"converts an optnet\.Network, not Linear"):
+        convert.to_timm(nn.Linear(3, 3))
+
+
+def test_to_timm_sees_coefficients_whose_mean_alone_is_the_ancestors():
+    model = timm.create_model("hbnet18", per_channel=True)
+    row = model.stages[1].steps.body.get_parameter("coefficients.x2").data
+    row[0] += 0.5
+    row[1] -= 0.5
+    with pytest.raises(ModelError, match="different things"):
+        convert.to_timm(model)
+
+
+@pytest.mark.parametrize("option", [{"act_layer": "silu"}, {"global_pool": "max"}, {"drop_rate": 0.3}])
+@pytest.mark.parametrize("name", ["hbnet18", "agdnet121"])
+def test_options_go_to_timm_with_the_network(name, option):
+    ours = settle(timm.create_model(name, num_classes=5, **option))
+    theirs = convert.to_timm(ours)
+    x = pictures(2, 3, 64)
+    with torch.no_grad():
+        assert difference(theirs(x), ours(x)) < 1e-5
+    assert convert.from_timm(theirs).head.drop.p == option.get("drop_rate", 0) if "drop_rate" in option else True
+
+
+def test_conversion_keeps_the_norms_constants_and_leaves_the_model_alone():
+    torch.manual_seed(0)
+    theirs = settle(timm.create_model("resnet18", num_classes=7))
+    for module in theirs.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps, module.momentum = 1e-3, 0.01
+    theirs.train().bn1.eval()
+    before = {key: value.clone() for key, value in theirs.state_dict().items()}
+    ours = convert.from_timm(theirs)
+    assert theirs.training and theirs.layer1.training and not theirs.bn1.training
+    assert all(torch.equal(value, before[key]) for key, value in theirs.state_dict().items())
+    with torch.no_grad():
+        assert difference(ours.eval()(pictures(2, 3, 64)), theirs.eval()(pictures(2, 3, 64))) < 1e-5
+    assert {(m.eps, m.momentum) for m in ours.modules() if isinstance(m, nn.BatchNorm2d)} == {(1e-3, 0.01)}
+
+
+def test_a_resnet_becomes_a_momentum_resnet():
+    torch.manual_seed(0)
+    theirs = settle(timm.create_model("resnet18", num_classes=7))
+    ways = [{"algorithm": "momentum_resnet"}, {"algorithm_kwargs": {"step": 0.1, "beta": 0.9}}]
+    one, two = (convert.from_timm(theirs, **options) for options in ways)
+    x = pictures(2, 3, 64)
+    with torch.no_grad():
+        assert difference(one(x), two(x)) < 1e-5 and difference(one(x), theirs(x)) > 1e-2
 
 
 def test_momentum_resnet_and_lm_resnet_are_settings():
@@ -181,12 +265,19 @@ def test_admm_net_is_dmrnet(name, blocks):
         assert difference(ours(x), reference(x)) < 1e-5
 
 
-def test_published_weights_load_from_a_local_file(tmp_path):
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """timm's resnet18 with random weights, and its safetensors file as it would be downloaded."""
     torch.manual_seed(0)
     theirs = settle(timm.create_model("resnet18"))
-    file = tmp_path / "resnet18.safetensors"
+    file = tmp_path_factory.mktemp("published") / "resnet18.safetensors"
     save_file(theirs.state_dict(), file)
-    ours = timm.create_model("hbnet18", pretrained=True, pretrained_cfg_overlay={"file": str(file)}).eval()
+    return theirs, {"pretrained": True, "pretrained_cfg_overlay": {"file": str(file)}}
+
+
+def test_published_weights_load_from_a_local_file(published, tmp_path):
+    theirs, pretrained = published
+    ours = timm.create_model("hbnet18", **pretrained).eval()
     x = pictures(2, 3, 64)
     with torch.no_grad():
         assert difference(ours(x), theirs(x)) < 1e-5
@@ -195,6 +286,30 @@ def test_published_weights_load_from_a_local_file(tmp_path):
     again = timm.create_model("hbnet18", checkpoint_path=str(own)).eval()
     with torch.no_grad():
         assert torch.equal(again(x), ours(x))
+
+
+@pytest.mark.parametrize("options", [{"num_classes": 10}, {"num_classes": 0}, {"in_chans": 1}, {"features_only": True}])
+def test_published_weights_are_adapted_as_timm_does(published, options):
+    _, pretrained = published
+    theirs, ours = (timm.create_model(name, **pretrained, **options).eval() for name in ("resnet18", "hbnet18"))
+    x = pictures(2, options.get("in_chans", 3), 64)
+    with torch.no_grad():
+        if "features_only" in options:
+            assert difference(ours(x)[-1], theirs(x)[-1]) < 1e-5
+        else:
+            assert difference(ours.forward_features(x), theirs.forward_features(x)) < 1e-5
+            assert ours(x).shape == theirs(x).shape
+
+
+def test_a_checkpoint_does_not_need_the_published_weights(published):
+    _, pretrained = published
+    kwargs = {**pretrained, "num_classes": 5}
+    for name in ("hbnet18", "resnet18"):
+        model = timm.create_model(name, **kwargs)
+        described = checkpoint.describe(model, name, kwargs)
+        assert "pretrained" not in str(described["kwargs"])
+        again = checkpoint.rebuild({"model": described, "state_dict": model.state_dict()})
+        assert torch.equal(again.eval()(pictures(1, 3, 64)), model.eval()(pictures(1, 3, 64)))
 
 
 def test_pretrained_tags_point_at_the_ancestors():
@@ -208,8 +323,10 @@ def test_pretrained_tags_point_at_the_ancestors():
 
 def test_only_coefficients_are_tuned():
     model = optnet.freeze_all_but_coefficients(timm.create_model("hbnet20_cifar"))
-    free = {name for name, p in model.named_parameters() if p.requires_grad}
-    assert free == model.no_weight_decay() and free
+    free = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert free == len(optnet.coefficients(model)) > 0
+    with pytest.raises(ModelError, match="no learnable coefficients"):
+        optnet.freeze_all_but_coefficients(timm.create_model("gdnet_small"))
 
 
 SIZES = {  # parameters in millions, coefficients left out, of the ancestors as published
@@ -231,6 +348,14 @@ def test_parameters_are_the_ancestors_and_the_coefficients(tag, ancestor):
     table = len(optnet.coefficients(model))
     theirs = sum(p.numel() for p in timm.create_model(ancestor.split(".")[0]).parameters())
     assert table and sum(p.numel() for p in model.parameters()) == theirs + table
+
+
+@pytest.mark.parametrize("name", optnet.list_models())
+def test_learnable_coefficients_are_all_that_is_added(name):
+    learnable, fixed = (timm.create_model(name, coefficients=how, device="meta") for how in ("learnable", "fixed"))
+    added = sum(p.numel() for p in learnable.parameters()) - sum(p.numel() for p in fixed.parameters())
+    assert added == len(optnet.coefficients(fixed))
+    assert bool(added) != name.startswith("gdnet")
 
 
 def by_cost(name):

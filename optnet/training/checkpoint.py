@@ -83,12 +83,14 @@ def load(path: str | Path) -> dict[str, Any]:
 
 def describe(model: nn.Module, name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
     """What is needed to build ``model`` again without anybody's code: timm's name and arguments, and the programs."""
+    kwargs = {key: value for key, value in kwargs.items() if key not in _STARTED_FROM}
     if isinstance(model, Network):
         kwargs = {key: value for key, value in kwargs.items() if key not in _TRACED}
         kwargs = {**kwargs, "algorithm": None, "programs": model.programs_json(), "layer": model.layer}
     return {"name": name, "kwargs": kwargs}
 
 
+_STARTED_FROM = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path")
 _TRACED = ("algorithm", "algorithm_kwargs", "coefficient_init", "reading", "transition")
 
 
