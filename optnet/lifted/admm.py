@@ -64,7 +64,7 @@ class ADMM(Splitting):
         lam = self.options.ridge * len(blocks.y)
         for k in range(1, n):
             layer, after = self.layers[k - 1], self.layers[k]
-            self.regress(blocks, k - 1, u[k - 1], lam, layer.joined)
+            self.regress(blocks, k - 1, u[k - 1] - layer(x[k - 1]), lam)
             yield f"w{k}"
             target = u[k] + blocks.dual / (2 * beta) if k == n - 1 else u[k]
             x[k] = between(after.weight, target - after.bias, layer.activation.phi(u[k - 1]), gamma / beta)
@@ -72,7 +72,7 @@ class ADMM(Splitting):
             u[k - 1] = fit(layer.activation, x[k], layer(x[k - 1]), beta / gamma)
             yield f"u{k}"
         last = self.layers[-1]
-        self.regress(blocks, n - 1, u[-1] + blocks.dual / (2 * beta), lam, last.joined)
+        self.regress(blocks, n - 1, u[-1] + blocks.dual / (2 * beta) - last(x[-2]), lam)
         yield f"w{n}"
         u[-1] = x[-1] = self.loss.prox(last(x[-2]) - blocks.dual / (2 * beta), blocks.y, 2 * beta)
         yield f"u{n}"
@@ -81,16 +81,12 @@ class ADMM(Splitting):
             blocks.dual = blocks.dual + 2 * beta * (u[-1] - last(x[-2]))
             yield "dual"
 
-    def objective(self, blocks: Blocks) -> Tensor:
+    def lagrangian(self, blocks: Blocks, violations: list[tuple[Tensor, Tensor]]) -> Tensor:
         assert blocks.dual is not None
-        total = self.loss(blocks.u[-1], blocks.y) + (blocks.dual * (blocks.u[-1] - self.layers[-1](blocks.x[-2]))).sum(
-            1
-        )
-        for layer, before, u, after in zip(self.layers, blocks.x[:-1], blocks.u, blocks.x[1:], strict=True):
-            total = total + self.options.beta * (u - layer(before)).square().sum(1)
-            if layer is not self.layers[-1]:
-                total = total + self.options.gamma * (after - layer.activation.phi(u)).square().sum(1)
-        return total.mean()
+        last = blocks.u[-1]
+        bent = (blocks.dual * (last - self.layers[-1](blocks.x[-2]))).sum(1).mean()
+        paid = [self.options.gamma * one + self.options.beta * other for one, other in violations]
+        return self.loss(last, blocks.y).mean() + bent + torch.stack(paid).sum()
 
     def factor(self) -> float:
         return self.options.gamma

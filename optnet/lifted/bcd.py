@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from optnet.lifted.fit import fit
@@ -52,18 +53,16 @@ class BCD(Splitting):
                 after = self.layers[k]
                 x[k] = between(after.weight, u[k] - after.bias, layer.activation.phi(u[k - 1]), gamma / rho)
             yield f"x{k}"
-            centre = (rho * layer(x[k - 1]) + alpha * u[k - 1]) / (rho + alpha)
+            m = layer(x[k - 1])
+            centre = (rho * m + alpha * u[k - 1]) / (rho + alpha)
             u[k - 1] = fit(layer.activation, x[k], centre, (rho + alpha) / gamma)
             yield f"u{k}"
-            self.regress(blocks, k - 1, u[k - 1], alpha / rho, layer.joined)
+            self.regress(blocks, k - 1, u[k - 1] - m, alpha / rho)
             yield f"w{k}"
 
-    def objective(self, blocks: Blocks) -> Tensor:
-        total = self.loss(blocks.x[-1], blocks.y)
-        for layer, before, u, after in zip(self.layers, blocks.x[:-1], blocks.u, blocks.x[1:], strict=True):
-            total = total + self.options.gamma / 2 * (after - layer.activation.phi(u)).square().sum(1)
-            total = total + self.options.rho / 2 * (u - layer(before)).square().sum(1)
-        return total.mean()
+    def lagrangian(self, blocks: Blocks, violations: list[tuple[Tensor, Tensor]]) -> Tensor:
+        paid = [self.options.gamma / 2 * one + self.options.rho / 2 * other for one, other in violations]
+        return self.loss(blocks.x[-1], blocks.y).mean() + torch.stack(paid).sum()
 
     def factor(self) -> float:
         return self.options.gamma

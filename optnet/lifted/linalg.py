@@ -23,23 +23,19 @@ def gram(x: Tensor) -> Tensor:
 
 
 def cross(t: Tensor, x: Tensor) -> Tensor:
-    """t^T x~ in float64, for t (samples, outputs)."""
+    """t^T x~ in float64, summed over parts that are multiplied as they are; t is (samples, outputs)."""
     pairs = zip(t.split(CHUNK), x.split(CHUNK), strict=True)
-    return torch.stack([rows.double().T @ augment(columns.double()) for rows, columns in pairs]).sum(0)
+    return torch.stack([(rows.T @ augment(columns)).double() for rows, columns in pairs]).sum(0)
 
 
-def ridge(x: Tensor, t: Tensor, lam: float, around: Tensor | None = None, known: Tensor | None = None) -> Tensor:
-    """argmin_W~ |t - x~ W~^T|^2 + lam |W~ - around|^2, in float64: (outputs, inputs + 1).
+def ridge(x: Tensor, residual: Tensor, lam: float, known: Tensor | None = None) -> Tensor:
+    """argmin_D |residual - x~ D^T|^2 + lam |D|^2, in float64: (outputs, inputs + 1). ``known``: x~^T x~, if it is.
 
-    Args:
-        around: what lam pulls to; zero if it is None.
-        known: x~^T x~, if it is known.
+    With residual = t - x~ W~^T it is the step to argmin |t - x~ V^T|^2 + lam |V - W~|^2; rounding hurts a step least.
     """
-    square, right = gram(x) if known is None else known, cross(t, x)
-    if around is not None:
-        right = right + lam * around.double()
+    square = gram(x) if known is None else known
     root = torch.linalg.cholesky(square + lam * torch.eye(len(square), dtype=square.dtype, device=square.device))
-    return torch.cholesky_solve(right.T, root).T
+    return torch.cholesky_solve(cross(residual, x).T, root).T
 
 
 def pseudo_inverse(x: Tensor, lam: float) -> Tensor:

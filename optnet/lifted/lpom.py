@@ -171,15 +171,12 @@ class LPOM(Lifted):
 
     # the log
 
-    def gaps(self, blocks: Blocks) -> list[Tensor]:
+    def measure(self, blocks: Blocks) -> tuple[Tensor, list[Tensor]]:
         """At the weights before their step, for which u_k is known."""
-        return [
+        gaps = [
             (layer.activation.F(x) + self.G(layer.activation, u) - x * u).sum(1).mean()
             for layer, x, u in zip(self.layers, blocks.x[1:], blocks.u, strict=True)
         ]
-
-    def measure(self, blocks: Blocks) -> tuple[Tensor, list[Tensor]]:
-        gaps = self.gaps(blocks)
         penalty = torch.stack([mu * gap for mu, gap in zip(self.mus, gaps, strict=True)]).sum()
         return self.loss(blocks.x[-1], blocks.y).mean() + penalty, gaps
 

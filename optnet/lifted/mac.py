@@ -14,8 +14,8 @@ from optnet.lifted.linalg import augment, conjugate_gradients, ridge
 from optnet.lifted.trainer import Blocks, Lifted, Options
 from optnet.options import number
 
-SAMPLES = 1000
-"""Samples whose coordinates are solved for at a time."""
+SAMPLES = 100
+"""Samples whose coordinates are solved for at a time: so many that their matrices stay in a cache."""
 
 ELEMENTS = 2**24
 """Elements of the largest array in the weights' normal equations."""
@@ -64,6 +64,8 @@ class MAC(Lifted):
         self.need(len(self.layers) > 1, "a hidden layer")
 
     def sweep(self, blocks: Blocks) -> Iterator[str]:
+        if self.full_batch:
+            self._raise(float(self.objective(blocks)))
         self._output(blocks)
         yield f"w{len(self.layers)}"
         self._coordinates(blocks)
@@ -74,15 +76,16 @@ class MAC(Lifted):
         self._output(blocks)
         yield f"w{len(self.layers)}"
 
-    def measure(self, blocks: Blocks) -> tuple[Tensor, list[Tensor]]:
-        measured = super().measure(blocks)
-        if self.full_batch:
-            now = float(measured[0])
-            stalled = now > (1 - self.options.stall) * self.lowest and self.mu < self.options.mu_max
-            self.lowest = math.inf if stalled else now
-            if stalled:
-                self.mu = min(self.mu * self.options.growth, self.options.mu_max)
-        return measured
+    def start(self, blocks: Blocks) -> Blocks:
+        """The coordinates x_1 .. x_{n-1} alone."""
+        return Blocks(blocks.y, blocks.x[:-1], [])
+
+    def _raise(self, now: float) -> None:
+        """mu grows when the sweep before has gained too little at this mu."""
+        stalled = now > (1 - self.options.stall) * self.lowest and self.mu < self.options.mu_max
+        self.lowest = math.inf if stalled else now
+        if stalled:
+            self.mu = min(self.mu * self.options.growth, self.options.mu_max)
 
     # weights
 
@@ -107,10 +110,10 @@ class MAC(Lifted):
         layer.set(joined + _halved(value, step.shape[0], x)[:, None] * step)
 
     def _output(self, blocks: Blocks) -> None:
-        layer, x = self.layers[-1], blocks.x[-2]
+        layer, x = self.layers[-1], blocks.x[-1]
         damping = self.options.damping * len(x)
         if self.loss.name == "squared":
-            layer.set(ridge(x, blocks.y, damping, layer.joined))
+            layer.set(layer.joined + ridge(x, blocks.y - layer(x), damping))
             return
         z, joined, u = augment(x), layer.joined, layer(x)
 
@@ -128,11 +131,9 @@ class MAC(Lifted):
 
     def _coordinates(self, blocks: Blocks) -> None:
         moved = [
-            self._solve(x, y)
-            for *x, y in zip(*(part.split(SAMPLES) for part in (*blocks.x[:-1], blocks.y)), strict=True)
+            self._solve(x, y) for *x, y in zip(*(part.split(SAMPLES) for part in (*blocks.x, blocks.y)), strict=True)
         ]
-        blocks.x[1:-1] = [torch.cat(parts) for parts in zip(*moved, strict=True)]
-        blocks.u[-1] = blocks.x[-1] = self.layers[-1](blocks.x[-2])
+        blocks.x[1:] = [torch.cat(parts) for parts in zip(*moved, strict=True)]
 
     def _direction(self, x: list[Tensor], y: Tensor) -> list[Tensor]:
         """The Gauss-Newton direction d_1 .. d_{n-1} of the coordinates x_1 .. x_{n-1} of some samples.
@@ -153,7 +154,7 @@ class MAC(Lifted):
                 m, P = -residuals[0], torch.eye(u.shape[1], dtype=u.dtype, device=u.device)
                 continue
             m = slopes[k] * (m @ layer.weight.T) - residuals[k]
-            P = slopes[k][:, :, None] * (layer.weight @ P @ layer.weight.T) * slopes[k][:, None, :]
+            P = layer.weight @ P @ layer.weight.T * (slopes[k][:, :, None] * slopes[k][:, None, :])
             P.diagonal(dim1=-2, dim2=-1).add_(1)
         V, u = last.weight, last(x[-1])
         linear = self.loss.gradient(u, y) + self.loss.curvature(u, m @ V.T)
@@ -193,15 +194,14 @@ class MAC(Lifted):
 
     # the log
 
-    def gaps(self, blocks: Blocks) -> list[Tensor]:
-        """1/2 |x_k - phi(W_k x_{k-1} + b_k)|^2; the output has no coordinate of its own."""
-        rows = zip(self.layers[:-1], blocks.x[:-2], blocks.x[1:-1], strict=True)
-        return [
+    def measure(self, blocks: Blocks) -> tuple[Tensor, list[Tensor]]:
+        """The gaps are 1/2 |x_k - phi(W_k x_{k-1} + b_k)|^2; the output has no coordinate of its own."""
+        rows = zip(self.layers[:-1], blocks.x[:-1], blocks.x[1:], strict=True)
+        gaps = [
             (after - layer.activation.phi(layer(before))).square().sum(1).mean() / 2 for layer, before, after in rows
         ]
-
-    def objective(self, blocks: Blocks) -> Tensor:
-        return self._energy(blocks.x[:-1], blocks.y).mean()
+        loss = self.loss(self.layers[-1](blocks.x[-1]), blocks.y).mean()
+        return loss + self.mu * torch.stack(gaps).sum(), gaps
 
     def factor(self) -> float:
         return self.mu

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -22,24 +23,32 @@ class SplittingOptions(Options):
 
 
 class Splitting(Lifted):
-    """Constraints u_k = W_k x_{k-1} + b_k and x_k = phi(u_k), both paid for by squares; no activation on the output."""
+    """Constraints x_k = phi(u_k) and u_k = W_k x_{k-1} + b_k, whose violations are |x_k - phi(u_k)|^2 and
+    |u_k - W_k x_{k-1} - b_k|^2, means over the batch. There is no activation behind the last layer.
+    """
 
     def __init__(self, model: nn.Module, options: SplittingOptions) -> None:
         super().__init__(model, options, options.full_batch)
         self.need_linear_output()
         self._pictures: Tensor | None = None
 
-    def regress(self, blocks: Blocks, k: int, target: Tensor, lam: float, around: Tensor | None = None) -> None:
-        """W~_k <- argmin |target - x~ W~^T|^2 + lam |W~ - around|^2; x_0 never changes, so its Gram matrix is kept."""
+    def regress(self, blocks: Blocks, k: int, residual: Tensor, lam: float) -> None:
+        """W~_k + argmin_D |residual - x~ D^T|^2 + lam |D|^2; x_0 never changes, so its Gram matrix is kept."""
         known = None
         if k == 0 and self.full_batch:
             known = self._pictures = gram(blocks.x[0]) if self._pictures is None else self._pictures
-        self.layers[k].set(ridge(blocks.x[k], target, lam, around, known))
+        layer = self.layers[k]
+        layer.set(layer.joined + ridge(blocks.x[k], residual, lam, known))
 
-    def gaps(self, blocks: Blocks) -> list[Tensor]:
-        """1/2 |x_k - phi(u_k)|^2 + 1/2 |u_k - W_k x_{k-1} - b_k|^2."""
+    @abstractmethod
+    def lagrangian(self, blocks: Blocks, violations: list[tuple[Tensor, Tensor]]) -> Tensor:
+        """The objective, given every layer's violations."""
+
+    def measure(self, blocks: Blocks) -> tuple[Tensor, list[Tensor]]:
+        """The gap of a layer is the mean of its two violations."""
         rows = zip(self.layers, blocks.x[:-1], blocks.u, blocks.x[1:], strict=True)
-        return [
-            ((after - layer.activation.phi(u)).square().sum(1) + (u - layer(before)).square().sum(1)).mean() / 2
+        violations = [
+            ((after - layer.activation.phi(u)).square().sum(1).mean(), (u - layer(before)).square().sum(1).mean())
             for layer, before, u, after in rows
         ]
+        return self.lagrangian(blocks, violations), [(one + other) / 2 for one, other in violations]

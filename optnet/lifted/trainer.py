@@ -79,12 +79,14 @@ class Lifted(ABC):
         """Updates one block after the other, and names each: ``x2``, ``u1``, ``w1``, ``dual``."""
 
     @abstractmethod
-    def gaps(self, blocks: Blocks) -> list[Tensor]:
-        """What each layer's activations violate: n means over the batch, without the factors mu_k."""
+    def measure(self, blocks: Blocks) -> tuple[Tensor, list[Tensor]]:
+        """For the log: the objective that the blocks descend on, and what the activations of each layer violate,
+        without the factor mu; means over the batch.
+        """
 
-    @abstractmethod
     def objective(self, blocks: Blocks) -> Tensor:
-        """What the blocks descend on, at the weights as they are: a mean over the batch."""
+        """The objective at the weights and blocks as they are."""
+        return self.measure(blocks)[0]
 
     @abstractmethod
     def factor(self) -> float:
@@ -93,10 +95,6 @@ class Lifted(ABC):
     def start(self, blocks: Blocks) -> Blocks:
         """Where the method starts, given the forward pass."""
         return blocks
-
-    def measure(self, blocks: Blocks) -> tuple[Tensor, list[Tensor]]:
-        """(objective, gaps) for the log, after a sweep."""
-        return self.objective(blocks), self.gaps(blocks)
 
     # the one loop
 
