@@ -296,6 +296,8 @@ def _ancestral(network: Network, stage: str, step: str, term: str) -> float:
 
 
 def _timm_model(network: Network) -> nn.Module:
+    if network.norm_kind != "batch":
+        raise ModelError(f"timm's ancestors have batch norms, this network has norm={network.norm_kind}")
     if any(len(program.start.starts) > 1 for program in network.programs):
         raise ModelError("timm has no model with two streams, or with an iterate carried across stages")
     parameter = next(network.parameters())

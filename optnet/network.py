@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from optnet.algorithms import find_algorithm
 from optnet.design import StageProgram, design, suitable_layer
 from optnet.errors import ModelError
-from optnet.layers import FAMILIES, Family
+from optnet.initialisation import set_weight
+from optnet.layers import FAMILIES, NORMS, PLACES, Family, Style
 from optnet.program import Program
 from optnet.recomputing import MEMORY
 from optnet.tracing import Algorithm
@@ -89,6 +90,8 @@ class Network(nn.Module):
         per_channel: a coefficient for each channel.
         memory: ``keep`` the layers' activations for the backward pass, or ``checkpoint``: compute them again.
         algorithm_kwargs: the algorithm's constants.
+        norm: ``batch``, ``mean`` (mean-only batch norm), ``group``, ``weight`` (weight norm) or ``none``.
+        norm_place: ``after`` the linear maps or ``before``; by default, and with most families only, their own.
         act_layer: the activation by timm's name.
         drop_rate: of the dropout before the classifier.
 
@@ -116,6 +119,8 @@ class Network(nn.Module):
         num_classes: int = 10,
         in_chans: int = 3,
         global_pool: str = "avg",
+        norm: str = "batch",
+        norm_place: str | None = None,
         act_layer: str = "relu",
         drop_rate: float = 0.0,
         device: torch.device | str | None = None,
@@ -126,6 +131,10 @@ class Network(nn.Module):
         _check_sizes(blocks, widths, stem_width=stem_width, num_classes=num_classes, in_chans=in_chans)
         if memory not in MEMORY:
             raise ModelError(f"memory='{memory}' is unknown; it is 'keep' or 'checkpoint'")
+        if norm not in NORMS:
+            raise ModelError(f"norm='{norm}' is unknown; it is one of {', '.join(NORMS)}")
+        if norm_place not in (None, *PLACES):
+            raise ModelError(f"norm_place='{norm_place}' is unknown; it is one of {', '.join(PLACES)}")
         if coefficients not in COEFFICIENTS:
             raise ModelError(f"coefficients='{coefficients}' is unknown; it is 'learnable' or 'fixed'")
         if type(per_channel) is not bool:
@@ -167,12 +176,13 @@ class Network(nn.Module):
         self.act_layer = act_layer
         self.num_classes = num_classes
         self.in_chans = in_chans
-        family, act = _family(layer), _act_layer(act_layer)
+        self.norm_kind = norm
+        family, style = _family(layer), Style(_act_layer(act_layer), norm, norm_place, dd)
         if any(len(program.start.starts) > self.streams for program in stages) and not family.same_start:
             raise ModelError(f"transition=project does not go with layer={layer}, whose iterates have several widths")
 
         chs = stem_width or widths[0]
-        probe = family(in_chans, chs, 1, act, True, dd)
+        probe = family(in_chans, chs, 1, True, style)
         reduction = 4 if stem == "imagenet" else 1
         self.stem = _stem(stem, probe, in_chans, chs)
         self.stages = nn.ModuleList()
@@ -182,14 +192,14 @@ class Network(nn.Module):
             stride = 1 if i == 0 else 2
             reduction *= stride
             following = [*stages[i + 1 :], stages[0]][0]
-            layers = family(chs, width, stride, act, i == 0, dd)
+            layers = family(chs, width, stride, i == 0, style)
             stage = Stage(program, layers, len(following.start.starts), **how)
             if i and stage.streams != self.stages[-1].out_streams:
                 raise ModelError(f"{program.start.name} ends a stage with one iterate and starts the next with two")
             self.stages.append(stage)
             chs = stage.out_chs
             self.feature_info.append({"num_chs": chs, "reduction": reduction, "module": f"stages.{i}"})
-        self.norm = nn.Sequential(probe.norm(chs), probe.act()) if family.final_norm else nn.Identity()
+        self.norm = nn.Sequential(probe.norm(chs), probe.first_act()) if family.final_norm else nn.Identity()
         self.num_features = self.head_hidden_size = chs
         try:
             self.head = ClassifierHead(chs, num_classes, pool_type=global_pool, drop_rate=drop_rate, **dd)
@@ -202,7 +212,11 @@ class Network(nn.Module):
         """He's initialisation of the convolutions (fan out); all else stays as it is made."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                weight = torch.empty_like(module.weight)
+                nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu")
+                set_weight(module, weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     def programs_json(self) -> list[dict[str, str]]:
         """The stages' programs as data; ``Network(programs=...)`` builds the same network from them."""

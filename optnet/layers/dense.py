@@ -44,7 +44,7 @@ class DenseTail(nn.Module):
     def __init__(self, family: Family, in_chs: int) -> None:
         super().__init__()
         self.norm2 = family.norm(in_chs)
-        self.act2 = family.act()
+        self.act2 = family.first_act()
         self.conv2 = family.conv(in_chs, family.chs, 3)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -56,6 +56,7 @@ class Dense(Family):
 
     final_norm = True
     same_start = False
+    places = ("before",)
     compression = 1.0
 
     def T(self) -> LayerFactory:
@@ -75,7 +76,7 @@ class Dense(Family):
     def transition(self) -> nn.Module:
         if self.first:
             return nn.Identity()
-        layers = [self.norm(self.in_chs), self.act(), self.conv(self.in_chs, self.stage_chs, 1)]
+        layers = [self.norm(self.in_chs), self.first_act(), self.conv(self.in_chs, self.stage_chs, 1)]
         return nn.Sequential(*layers, nn.AvgPool2d(self.stride, self.stride))
 
     def out_chs(self, own: int, results: int) -> int:

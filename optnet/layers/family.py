@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from optnet.emitting import Call, LayerFactory
-from optnet.layers.affine import BatchNorm2d, Conv2d
+from optnet.errors import ModelError
+from optnet.layers.convolution import Conv2d, NormConv2d
+from optnet.layers.norms import NORMS, PLACES, Unnormed
+
+
+@dataclass(frozen=True)
+class Style:
+    """What all layers of a network are made of.
+
+    Attributes:
+        act_layer: the activation's class.
+        norm: one of ``NORMS``.
+        place: of the norms, ``after`` the linear maps or ``before``; by default where the family has them.
+        dd: device and dtype of every module.
+    """
+
+    act_layer: type[nn.Module]
+    norm: str = "batch"
+    place: str | None = None
+    dd: dict[str, Any] = field(default_factory=dict)
 
 
 class Family:
@@ -20,9 +41,11 @@ class Family:
         in_chs: channels of what the stage gets.
         width: channels of the stage's convolutions; its iterates have ``width * expansion``.
         stride: of the first layer.
-        act_layer: the activation's class.
         first: whether this is the network's first stage.
-        dd: device and dtype of every module.
+        style: norm, activation, device.
+
+    Raises:
+        ModelError: the family has no place for the norm there.
     """
 
     expansion = 1
@@ -33,15 +56,18 @@ class Family:
     same_start = True
     """Whether the starting point can be given the shape of its successors."""
 
-    def __init__(
-        self, in_chs: int, width: int, stride: int, act_layer: type[nn.Module], first: bool, dd: dict[str, Any]
-    ) -> None:
+    places: tuple[str, ...] = PLACES
+    """Where its norms may stand; first where they stand by default."""
+
+    def __init__(self, in_chs: int, width: int, stride: int, first: bool, style: Style) -> None:
         self.in_chs = in_chs
         self.width = width
         self.stride = stride
-        self.act_layer = act_layer
         self.first = first
-        self.dd = dd
+        self.style = style
+        self.place = style.place or self.places[0]
+        if self.place not in self.places:
+            raise ModelError(f"norm_place={self.place} does not go with this layer, whose norms are {self.places[0]}")
 
     @property
     def chs(self) -> int:
@@ -68,7 +94,7 @@ class Family:
         """What a starting point goes through where it enters a sum; None if it needs nothing."""
         if not self.reshapes:
             return None
-        return nn.Sequential(self.conv(self.in_chs, self.chs, 1, self.stride), self.norm(self.chs))
+        return nn.Sequential(*self.conv_norm(self.in_chs, self.chs, 1, self.stride))
 
     def transition(self) -> nn.Module:
         """What the stage's input goes through first: the restart of the algorithm at another width."""
@@ -82,12 +108,31 @@ class Family:
         """Input channels and stride of the layer of a call."""
         return (self.in_chs, self.stride) if call.starts[0] else (self.chs, 1)
 
-    def conv(self, in_chs: int, out_chs: int, kernel: int, stride: int = 1) -> Conv2d:
-        return Conv2d(in_chs, out_chs, kernel, stride, padding=kernel // 2, bias=False, **self.dd)
+    @property
+    def normed(self) -> bool:
+        """Whether norms are layers of their own. Without them every convolution has a bias and takes the weights."""
+        return NORMS[self.style.norm] is not None
 
-    def norm(self, chs: int) -> BatchNorm2d:
-        return BatchNorm2d(chs, **self.dd)
+    def conv(self, in_chs: int, out_chs: int, kernel: int, stride: int = 1) -> Conv2d:
+        bias = not self.normed
+        conv = Conv2d(in_chs, out_chs, kernel, stride, padding=kernel // 2, bias=bias, **self.style.dd)
+        return weight_norm(conv) if self.style.norm == "weight" else conv
+
+    def norm(self, chs: int) -> nn.Module:
+        layer = NORMS[self.style.norm]
+        return Unnormed() if layer is None else layer(chs, **self.style.dd)
+
+    def conv_norm(self, in_chs: int, out_chs: int, kernel: int, stride: int = 1) -> tuple[nn.Module, nn.Module]:
+        """A linear map and the norm behind it; a norm before it is part of the map."""
+        conv = self.conv(in_chs, out_chs, kernel, stride)
+        if self.normed and self.place == "before":
+            return NormConv2d(self.norm(in_chs), conv), Unnormed()
+        return conv, self.norm(out_chs)
 
     def act(self, inplace: bool = True) -> nn.Module:
-        """The activation; in place behind a norm, which has no use for its output any more."""
-        return self.act_layer(inplace=inplace)
+        """The activation; in place behind a norm or a convolution, which have no use for their output any more."""
+        return self.style.act_layer(inplace=inplace)
+
+    def first_act(self) -> nn.Module:
+        """The activation of a layer that begins with norm and activation: without a norm its input is not its own."""
+        return self.act(inplace=self.normed)

@@ -9,12 +9,11 @@ from optnet.layers.family import Family
 
 
 class PlainLayer(nn.Module):
-    """``T(x) = phi(BN(W x))``. Simonyan and Zisserman 2015, with the batch norm of Ioffe and Szegedy 2015."""
+    """``T(x) = phi(BN(W x))``, or ``phi(W BN(x))``. Simonyan and Zisserman 2015, Ioffe and Szegedy 2015."""
 
     def __init__(self, family: Family, in_chs: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = family.conv(in_chs, family.chs, 3, stride)
-        self.bn1 = family.norm(family.chs)
+        self.conv1, self.bn1 = family.conv_norm(in_chs, family.chs, 3, stride)
         self.act1 = family.act()
 
     def forward(self, x: Tensor) -> Tensor:

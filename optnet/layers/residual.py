@@ -6,6 +6,14 @@ from torch import Tensor, nn
 
 from optnet.emitting import Call, LayerFactory
 from optnet.layers.family import Family
+from optnet.layers.norms import Unnormed
+
+
+def _places(into_norm: bool, weights: list[Tensor] | None) -> tuple[Tensor | None, Tensor | None]:
+    """The weight of a layer, for its last convolution or for the norm behind that one."""
+    if weights is None:
+        return None, None
+    return (None, weights[0]) if into_norm else (weights[0], None)
 
 
 class BasicBranch(nn.Module):
@@ -13,15 +21,15 @@ class BasicBranch(nn.Module):
 
     def __init__(self, family: Family, in_chs: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = family.conv(in_chs, family.width, 3, stride)
-        self.bn1 = family.norm(family.width)
+        self.conv1, self.bn1 = family.conv_norm(in_chs, family.width, 3, stride)
         self.act1 = family.act()
-        self.conv2 = family.conv(family.width, family.chs, 3)
-        self.bn2 = family.norm(family.chs)
+        self.conv2, self.bn2 = family.conv_norm(family.width, family.chs, 3)
+        self.scales_norm = not isinstance(self.bn2, Unnormed)
 
     def forward(self, x: list[Tensor], weights: list[Tensor] | None = None) -> Tensor:
-        out = self.conv2(self.act1(self.bn1(self.conv1(x[0]))))
-        return self.bn2(out, None if weights is None else weights[0])
+        into_conv, into_norm = _places(self.scales_norm, weights)
+        out = self.act1(self.bn1(self.conv1(x[0])))
+        return self.bn2(self.conv2(out, into_conv), into_norm)
 
 
 class BottleneckBranch(nn.Module):
@@ -29,19 +37,18 @@ class BottleneckBranch(nn.Module):
 
     def __init__(self, family: Family, in_chs: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = family.conv(in_chs, family.width, 1)
-        self.bn1 = family.norm(family.width)
+        self.conv1, self.bn1 = family.conv_norm(in_chs, family.width, 1)
         self.act1 = family.act()
-        self.conv2 = family.conv(family.width, family.width, 3, stride)
-        self.bn2 = family.norm(family.width)
+        self.conv2, self.bn2 = family.conv_norm(family.width, family.width, 3, stride)
         self.act2 = family.act()
-        self.conv3 = family.conv(family.width, family.chs, 1)
-        self.bn3 = family.norm(family.chs)
+        self.conv3, self.bn3 = family.conv_norm(family.width, family.chs, 1)
+        self.scales_norm = not isinstance(self.bn3, Unnormed)
 
     def forward(self, x: list[Tensor], weights: list[Tensor] | None = None) -> Tensor:
+        into_conv, into_norm = _places(self.scales_norm, weights)
         out = self.act1(self.bn1(self.conv1(x[0])))
-        out = self.conv3(self.act2(self.bn2(self.conv2(out))))
-        return self.bn3(out, None if weights is None else weights[0])
+        out = self.act2(self.bn2(self.conv2(out)))
+        return self.bn3(self.conv3(out, into_conv), into_norm)
 
 
 class PreActBasicBranch(nn.Module):
@@ -50,7 +57,7 @@ class PreActBasicBranch(nn.Module):
     def __init__(self, family: Family, in_chs: int, stride: int, normed: bool) -> None:
         super().__init__()
         self.norm1 = nn.Identity() if normed else family.norm(in_chs)
-        self.act1 = nn.Identity() if normed else family.act()
+        self.act1 = nn.Identity() if normed else family.first_act()
         self.conv1 = family.conv(in_chs, family.width, 3, stride)
         self.norm2 = family.norm(family.width)
         self.act2 = family.act()
@@ -67,7 +74,7 @@ class PreActBottleneckBranch(nn.Module):
     def __init__(self, family: Family, in_chs: int, stride: int, normed: bool) -> None:
         super().__init__()
         self.norm1 = nn.Identity() if normed else family.norm(in_chs)
-        self.act1 = nn.Identity() if normed else family.act()
+        self.act1 = nn.Identity() if normed else family.first_act()
         self.conv1 = family.conv(in_chs, family.width, 1)
         self.norm2 = family.norm(family.width)
         self.act2 = family.act()
@@ -107,6 +114,7 @@ class PreActBasic(Family):
     transition then owns."""
 
     final_norm = True
+    places = ("before",)
     branch: type[PreActBasicBranch] | type[PreActBottleneckBranch] = PreActBasicBranch
 
     def T(self) -> LayerFactory:
@@ -119,7 +127,7 @@ class PreActBasic(Family):
         return self.conv(self.in_chs, self.chs, 1, self.stride) if self.reshapes else None
 
     def transition(self) -> nn.Module:
-        return nn.Sequential(self.norm(self.in_chs), self.act()) if self.reshapes else nn.Identity()
+        return nn.Sequential(self.norm(self.in_chs), self.first_act()) if self.reshapes else nn.Identity()
 
 
 class PreActBottleneck(PreActBasic):

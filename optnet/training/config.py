@@ -8,7 +8,7 @@ from typing import Any
 from optnet.data import AUGMENTATIONS, DATA_SETS, SPLITS
 from optnet.design import COEFFICIENT_INITS, TRANSITIONS
 from optnet.errors import ConfigError
-from optnet.layers import FAMILIES
+from optnet.layers import FAMILIES, NORMS, PLACES
 from optnet.options import choice, number
 from optnet.recomputing import MEMORY
 from optnet.tracing import READINGS
@@ -40,6 +40,8 @@ class Model:
     per_channel: bool | None = None
     hidden: list[int] | None = None
     memory: str | None = choice(None, *MEMORY)
+    norm: str | None = choice(None, *NORMS)
+    norm_place: str | None = choice(None, *PLACES)
     act_layer: str | None = None
     drop_rate: float | None = number(None, 0, 1)
     kwargs: dict[str, Any] = field(default_factory=dict)

@@ -1,8 +1,7 @@
-"""The last affine map of a layer, which takes a weight on the layer's output. No layer of a family lives here."""
+"""The convolution that takes a weight on its output or on its input channels. No norm and no layer of a family."""
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -24,16 +23,13 @@ class Conv2d(nn.Conv2d):
         return self._conv_forward(input, weight, bias)
 
 
-class BatchNorm2d(nn.BatchNorm2d):
-    """``scale * (gamma (x - mean) / sqrt(var + eps) + beta)``: a batch norm whose output is scaled through its affine.
+class NormConv2d(nn.Module):
+    """``scale * W norm(x)``: the norm before the linear map."""
 
-    ``scale`` has no dimension, or one value for each channel.
-    """
+    def __init__(self, norm: nn.Module, conv: Conv2d) -> None:
+        super().__init__()
+        self.norm = norm
+        self.conv = conv
 
     def forward(self, input: Tensor, scale: Tensor | None = None) -> Tensor:
-        weight = self.weight if scale is None else self.weight * scale
-        bias = self.bias if scale is None else self.bias * scale
-        if self.training and self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
-        momentum = 0.1 if self.momentum is None else self.momentum
-        return F.batch_norm(input, self.running_mean, self.running_var, weight, bias, self.training, momentum, self.eps)
+        return self.conv(self.norm(input), scale)

@@ -1,0 +1,91 @@
+"""The norms by the name that ``norm=`` takes. The scale of a sum goes into a norm's affine map, behind normalising."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """``scale * (gamma (x - mean) / sqrt(var + eps) + beta)``. Ioffe and Szegedy 2015.
+
+    ``scale`` has no dimension, or one value for each channel.
+    """
+
+    def forward(self, input: Tensor, scale: Tensor | None = None) -> Tensor:
+        weight = self.weight if scale is None else self.weight * scale
+        bias = self.bias if scale is None else self.bias * scale
+        if self.training and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+        momentum = 0.1 if self.momentum is None else self.momentum
+        return F.batch_norm(input, self.running_mean, self.running_var, weight, bias, self.training, momentum, self.eps)
+
+
+class MeanOnlyBatchNorm2d(nn.Module):
+    """``scale * (x - mean + beta)``, the mean of the batch, or its running mean. Salimans and Kingma 2016."""
+
+    running_mean: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(
+        self,
+        chs: int,
+        momentum: float = 0.1,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.bias = nn.Parameter(torch.zeros(chs, device=device, dtype=dtype))
+        self.register_buffer("running_mean", torch.zeros(chs, device=device, dtype=dtype))
+        self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.long, device=device))
+
+    def forward(self, input: Tensor, scale: Tensor | None = None) -> Tensor:
+        mean = self.running_mean
+        if self.training:
+            mean = input.mean((0, 2, 3))
+            self.num_batches_tracked.add_(1)
+            self.running_mean.lerp_(mean.detach().to(self.running_mean.dtype), self.momentum)
+        shift = (self.bias - mean).type_as(input).reshape(-1, 1, 1)
+        if scale is None:
+            return input + shift
+        scale = scale.type_as(input).reshape(-1, 1, 1)
+        return torch.addcmul(shift * scale, input, scale)
+
+    def extra_repr(self) -> str:
+        return f"{len(self.bias)}, momentum={self.momentum}"
+
+
+class GroupNorm(nn.GroupNorm):
+    """``scale * (gamma (x - mean) / sqrt(var + eps) + beta)`` over groups of channels. Wu and He 2018.
+
+    A group has 16 channels, as there, or as few more as divide their number.
+    """
+
+    def __init__(self, chs: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> None:
+        size = next((size for size in range(16, chs) if chs % size == 0), chs)
+        super().__init__(chs // size, chs, device=device, dtype=dtype)
+
+    def forward(self, input: Tensor, scale: Tensor | None = None) -> Tensor:
+        weight = self.weight if scale is None else self.weight * scale
+        bias = self.bias if scale is None else self.bias * scale
+        return F.group_norm(input, self.num_groups, weight, bias, self.eps)
+
+
+class Unnormed(nn.Module):
+    """``x``, in the place of a norm. It takes no scale: that goes into the convolution."""
+
+    def forward(self, input: Tensor, scale: Tensor | None = None) -> Tensor:
+        return input
+
+
+NORMS: dict[str, type[nn.Module] | None] = {
+    "batch": BatchNorm2d,
+    "mean": MeanOnlyBatchNorm2d,
+    "group": GroupNorm,
+    "weight": None,  # a parametrization of the convolutions: Salimans and Kingma 2016
+    "none": None,
+}
+PLACES = ("after", "before")
+"""Where a norm may stand: after the linear map or before it."""

@@ -1,0 +1,180 @@
+"""Initialisation: each scheme keeps what it promises, on our networks and on anybody's."""
+
+import math
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from test_network import LAYERED, SMALL, pictures
+from torch import nn
+from torch.nn.utils import parametrize
+
+from optnet import ConfigError, create_model
+from optnet.initialisation import SCHEMES, activation_gain, initialise, linear_maps
+from optnet.layers import NORMS
+
+WIDE = {"blocks": (2, 2), "widths": (64, 96), "in_chans": 8}
+VARIANCES = {  # of a weight with n inputs and m outputs; the activation is ReLU
+    "glorot_uniform": lambda n, m: 2 / (n + m),
+    "glorot_normal": lambda n, m: 2 / (n + m),
+    "he": lambda n, m: 2 / n,
+    "orthogonal": lambda n, m: 2 / max(n, m),
+    "fan_in": lambda n, m: 1 / (3 * n),
+}
+
+
+def networks():
+    torch.manual_seed(0)
+    yield create_model("heavy_ball", **WIDE)
+    yield create_model("heavy_ball", **WIDE, norm="weight")
+    yield create_model("nesterov_dense", **WIDE)
+    yield timm.create_model("resnet18", num_classes=10)
+
+
+@pytest.mark.parametrize("scheme", VARIANCES)
+def test_variance_of_every_layer(scheme):
+    for model in networks():
+        initialise(model, scheme)
+        for layer in linear_maps(model):
+            weight = layer.weight.detach()
+            n, m = weight[0].numel(), weight.transpose(0, 1)[0].numel()
+            if scheme == "orthogonal":
+                m = len(weight)
+            error = 5 * math.sqrt(2 / weight.numel())  # five standard deviations of a sample variance
+            assert weight.square().mean().item() == pytest.approx(VARIANCES[scheme](n, m), rel=error)
+            assert layer.bias is None or not layer.bias.any()
+
+
+@pytest.mark.parametrize("gain", [None, 0.7])
+def test_orthogonality(gain):
+    for model in networks():
+        initialise(model, "orthogonal", gain=gain)
+        for layer in linear_maps(model):
+            rows = layer.weight.detach().flatten(1).double()
+            gram = rows @ rows.T if len(rows) <= len(rows[0]) else rows.T @ rows
+            wanted = (2.0 if gain is None else gain**2) * torch.eye(len(gram))
+            assert (gram - wanted).abs().max() < 1e-5
+
+
+GAINS = {
+    "relu": math.sqrt(2), "leaky_relu": math.sqrt(2 / (1 + 0.01**2)), "tanh": 1.5925, "selu": 1.0, "sigmoid": 1.8462,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GAINS)
+def test_gain_by_activation(name):
+    model = create_model("gradient_descent", **SMALL, act_layer=name)
+    gain = activation_gain(model)
+    assert gain == pytest.approx(GAINS[name], rel=1e-3)
+    z = torch.randn(10**6, generator=torch.Generator().manual_seed(0))
+    act = timm.layers.get_act_layer(name)()
+    assert (gain * act(z)).square().mean().item() == pytest.approx(1, rel=0.01)
+    assert activation_gain(nn.Linear(2, 2)) == 1
+
+
+@pytest.mark.parametrize("act", ["relu", "leaky_relu"])
+def test_he_keeps_the_second_moment_through_depth(act):
+    torch.manual_seed(0)
+    model = timm.create_model("mlp", hidden=[512] * 12, in_chans=1, img_size=16, act_layer=act)
+    initialise(model, "he")
+    sizes = []
+    layers = linear_maps(model)
+    for layer in layers:
+        layer.register_forward_hook(lambda layer, x, y: sizes.append(y.square().mean().item()))
+    model(torch.randn(256, 1, 16, 16))
+    assert max(sizes[1:-1]) < 1.5 * min(sizes[1:-1])
+
+
+def outputs(model, images):
+    found = []
+    hooks = [layer.register_forward_hook(lambda layer, x, y: found.append(y.clone())) for layer in linear_maps(model)]
+    with torch.no_grad():
+        model.eval()(images)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+@pytest.mark.parametrize("norm", [name for name in NORMS if name != "weight"])
+@pytest.mark.parametrize("family", LAYERED)
+def test_unit_variance_after_lsuv(family, norm):
+    torch.manual_seed(0)
+    model = create_model(**{**SMALL, **LAYERED[family]}, norm=norm)
+    x = pictures(16)
+    initialise(model, "lsuv", images=x)
+    found = outputs(model, x)
+    assert len(found) == len(linear_maps(model))
+    for output in found:
+        assert output.var().item() == pytest.approx(1, rel=0.02)
+
+
+@pytest.mark.parametrize("family", LAYERED)
+def test_weight_norm_starts_from_the_data(family):
+    torch.manual_seed(0)
+    model = create_model(**{**SMALL, **LAYERED[family]}, norm="weight", coefficients="fixed").double()
+    x = pictures(32).double()
+    initialise(model, images=x)
+    normed = [layer for layer in linear_maps(model) if parametrize.is_parametrized(layer)]
+    assert len(normed) == len(linear_maps(model)) - 1  # all but the classifier
+    for output in outputs(model, x)[:-1]:
+        over = (0, 2, 3)
+        assert output.mean(over).abs().max() < 1e-9 and (output.std(over, correction=0) - 1).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("scheme", [name for name in SCHEMES if name != "lsuv"])
+@pytest.mark.parametrize("norm", NORMS)
+def test_initial_loss_is_the_entropy_of_the_class_frequencies(norm, scheme):
+    torch.manual_seed(0)
+    model = create_model("heavy_ball", **SMALL, norm=norm)
+    labels = torch.tensor([0] * 50 + [1] * 25 + [2] * 10 + [3] * 5 + list(range(4, 10)) * 2)
+    initialise(model, scheme, images=pictures(8), labels=labels, output_bias="frequencies")
+    p = labels.bincount() / len(labels)
+    loss = F.cross_entropy(model(pictures(len(labels))), labels)
+    assert loss.item() == pytest.approx(-(p * p.log()).sum().item(), rel=1e-5)
+    loss.backward()
+    assert model.head.fc.weight.grad.any()
+
+
+def test_an_empty_class_stays_possible():
+    model = create_model("heavy_ball", **SMALL)
+    initialise(model, labels=torch.tensor([1, 2]), output_bias="frequencies")
+    assert model.head.fc.bias.isfinite().all()
+
+
+def test_positive_biases():
+    model = create_model("heavy_ball", **SMALL)
+    initialise(model, "he", bias=0.1, output_bias="zero")
+    hidden = [p for n, p in model.named_parameters() if n.endswith("bias") and not n.startswith("head")]
+    assert hidden and all((p == torch.tensor(0.1)).all() for p in hidden)
+    assert not model.head.fc.bias.any()
+
+
+def test_the_same_seed_gives_the_same_weights_and_the_default_none():
+    made = []
+    for scheme in ("he", "he", "default"):
+        torch.manual_seed(3)
+        model = create_model("heavy_ball", **SMALL)
+        before = model.stem.conv.weight.clone()
+        initialise(model, scheme)
+        made.append(model.stem.conv.weight)
+        assert torch.equal(made[-1], before) == (scheme == "default")
+    assert torch.equal(made[0], made[1])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"scheme": "nonsense"},
+        {"scheme": "lsuv"},
+        {"scheme": "lsuv", "images": pictures(4), "norm": "weight"},
+        {"output_bias": "nonsense"},
+        {"output_bias": "frequencies"},
+        {"output_bias": "zero", "num_classes": 0},
+    ],
+)
+def test_bad_requests(options):
+    made = {key: options.pop(key) for key in ("norm", "num_classes") if key in options}
+    with pytest.raises(ConfigError) as error:
+        initialise(create_model("heavy_ball", **SMALL, **made), **options)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,125 @@
+"""Norms: every family with every norm, in every place; a sum's weight is folded and alive; nothing is overwritten."""
+
+import copy
+
+import pytest
+import torch
+from test_network import LAYERED, SMALL, pictures, settle
+from torch import nn
+
+from optnet import ModelError, convert, create_model
+from optnet.layers import FAMILIES, NORMS
+from optnet.layers.convolution import Conv2d
+from optnet.layers.norms import GroupNorm, MeanOnlyBatchNorm2d
+
+X = pictures(8).double()
+PLACED = [(family, norm, None) for family in LAYERED for norm in NORMS]
+PLACED += [(family, norm, "before") for family in ("plain", "basic", "bottleneck", "two streams") for norm in NORMS]
+
+
+def build(family, norm, place=None, **options):
+    torch.manual_seed(0)
+    chosen = {**SMALL, **LAYERED[family], "norm": norm, "norm_place": place, **options}
+    return settle(create_model(**chosen, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("family, norm, place", PLACED)
+def test_every_family_with_every_norm(family, norm, place):
+    model = build(family, norm, place).train()
+    assert model(X).shape == (8, 10)
+    loss = model(X).square().sum()
+    loss.backward()
+    assert loss.isfinite() and all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    assert any(norm in type(m).__name__.lower() for m in model.modules()) or norm in ("none", "weight")
+    fixed = build(family, norm, place, coefficients="fixed").train()
+    fixed.load_state_dict(model.state_dict(), strict=False)
+    assert torch.allclose(fixed(X), model(X), rtol=1e-9, atol=1e-9)
+    meta = create_model(**{**SMALL, **LAYERED[family]}, norm=norm, norm_place=place, device="meta")
+    assert list(meta.state_dict()) == list(model.state_dict())
+    assert all(p.is_meta for p in meta.state_dict().values())
+
+
+@pytest.mark.parametrize("family, norm, place", PLACED)
+def test_no_coefficient_is_dead_with_any_norm(family, norm, place):
+    model = build(family, norm, place).eval()
+    with torch.no_grad():
+        before = model(X)
+        for name, parameter in model.named_parameters():
+            if ".coefficients." not in name:
+                continue
+            program = model.get_submodule(name.partition(".body.")[0]).program
+            terms = len(next(r for r in program.combines if r.value == name.rpartition(".")[2]).terms)
+            for weight in parameter if terms > 1 else ():
+                kept = weight.clone()
+                weight += 0.1
+                assert (model(X) - before).norm() > 1e-5 * before.norm(), name
+                weight.copy_(kept)
+
+
+@pytest.mark.parametrize("family, norm, place", PLACED)
+def test_nothing_that_is_still_needed_is_overwritten(family, norm, place):
+    model = build(family, norm, place).train()
+    careful = copy.deepcopy(model)
+    for module in careful.modules():
+        if hasattr(module, "inplace"):
+            module.inplace = False
+    again = build(family, norm, place, memory="checkpoint").train()
+    again.load_state_dict(model.state_dict())
+    results = []
+    for network in (model, careful, again):
+        network(X).square().sum().backward()
+        results.append({name: p.grad for name, p in network.named_parameters()})
+        results[-1].update(network.named_buffers())
+    for other in results[1:]:
+        for name, value in results[0].items():
+            assert torch.equal(other[name], value), name
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("shape", [(), (12,)])
+@pytest.mark.parametrize("norm", [name for name, layer in NORMS.items() if layer is not None])
+def test_a_scale_is_a_factor_of_the_output(norm, shape, training):
+    layer = NORMS[norm](12, dtype=torch.float64).train(training)
+    for parameter in layer.parameters():
+        nn.init.uniform_(parameter, 0.5, 1.5)
+    scale, x = torch.randn(shape, dtype=torch.float64), torch.randn(4, 12, 5, 5, dtype=torch.float64)
+    wanted = scale.reshape(-1, 1, 1) * copy.deepcopy(layer)(x)
+    assert torch.allclose(layer(x, scale), wanted, rtol=1e-12)
+    conv = Conv2d(12, 12, 3).double()
+    assert torch.allclose(conv(x, scale), scale.reshape(-1, 1, 1) * conv(x), rtol=1e-10, atol=1e-12)
+
+
+def test_mean_only_batch_norm_takes_the_mean_and_nothing_else():
+    layer = MeanOnlyBatchNorm2d(3, momentum=0.5)
+    x = 5 * torch.randn(16, 3, 8, 8) + torch.tensor([1.0, 2.0, 3.0]).reshape(-1, 1, 1)
+    y = layer(x)
+    assert torch.allclose(y.mean((0, 2, 3)), torch.zeros(3), atol=1e-5)
+    assert torch.allclose(y.std((0, 2, 3)), x.std((0, 2, 3)), rtol=1e-5)
+    assert torch.allclose(layer.running_mean, x.mean((0, 2, 3)) / 2) and layer.num_batches_tracked == 1
+    assert torch.allclose(layer.eval()(x), x - layer.running_mean.reshape(-1, 1, 1))
+
+
+@pytest.mark.parametrize("chs, groups", [(4, 1), (16, 1), (17, 1), (32, 2), (36, 2), (64, 4)])
+def test_groups_have_16_channels_or_few_more(chs, groups):
+    assert GroupNorm(chs).num_groups == groups
+
+
+@pytest.mark.parametrize("layer", [name for name, family in FAMILIES.items() if family.places == ("before",)])
+def test_a_place_that_the_family_does_not_have(layer):
+    algorithm = "nesterov_dense" if layer.startswith("dense") else "heavy_ball"
+    with pytest.raises(ModelError, match="norm_place=after") as error:
+        create_model(algorithm, **SMALL, layer=layer, norm_place="after")
+    assert "\n" not in str(error.value)
+    create_model(algorithm, **SMALL, layer=layer, norm_place="before")
+
+
+@pytest.mark.parametrize("options", [{"norm": "nonsense"}, {"norm_place": "nowhere"}])
+def test_bad_options(options):
+    with pytest.raises(ModelError, match="unknown; it is one of"):
+        create_model("heavy_ball", **SMALL, **options)
+
+
+def test_only_batch_norms_convert_to_timm():
+    options = {"blocks": (2, 2, 2, 2), "widths": (64, 128, 256, 512), "stem": "imagenet", "norm": "group"}
+    with pytest.raises(ModelError, match="norm=group"):
+        convert.to_timm(create_model("heavy_ball", **options))
