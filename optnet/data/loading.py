@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -27,17 +28,67 @@ def _generator(*numbers: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed_of(*numbers))
 
 
-def _count(images: int, batch_size: int, training: bool) -> int:
-    """How many batches; training leaves out a last batch of a single picture, which batch norm cannot take."""
-    lone = training and batch_size > 1 and images % batch_size == 1
-    return max(1, -(-images // batch_size) - lone)
+class Loader(ABC):
+    """Batches of one split: ``(images, labels)``, float32 (batch, c, h, w), normalised, and int64 (batch,).
+
+    With ``shuffle`` the order and the augmentation of batch b in epoch e depend on (seed, e, b) alone; ``start`` skips
+    batches exactly. In training a last batch that has a single picture for a process is left out: batch norm cannot
+    take it.
+
+    Attributes:
+        unreadable: what was wrong with pictures that were left out.
+    """
+
+    def __init__(self, images: int, batch_size: int, device: torch.device, shuffle: bool, seed: int) -> None:
+        self.count = images
+        self.batch_size, self.device, self.shuffle, self.seed = batch_size, device, shuffle, seed
+        self.rank, self.world = 0, 1
+        self.unreadable: set[str] = set()
+
+    def __len__(self) -> int:
+        rest = self.count % self.batch_size
+        lone = self.shuffle and self.batch_size >= 2 * self.world and 0 < rest < 2 * self.world
+        return max(1, -(-self.count // self.batch_size) - lone)
+
+    def resized(self, batch_size: int) -> Self:
+        """The same pictures, not copied, in batches of another size."""
+        other = copy.copy(self)
+        other.batch_size = batch_size
+        return other
+
+    def shared(self, rank: int, world: int) -> Self:
+        """The same batches, but of each the pictures ``rank``, ``rank + world``, ...: the share of one of ``world``.
+
+        Together the shares are the batch, picture for picture. An empty share is left out.
+        """
+        other = copy.copy(self)
+        other.rank, other.world = rank, world
+        return other
+
+    @property
+    def share(self) -> slice:
+        return slice(self.rank, None, self.world)
+
+    def order(self, epoch: int) -> Tensor:
+        """The pictures' numbers in the order of an epoch."""
+        if not self.shuffle:
+            return torch.arange(self.count)
+        return torch.randperm(self.count, generator=_generator(self.seed, epoch))
+
+    @abstractmethod
+    def batches(self, epoch: int = 0, start: int = 0) -> Generator[Batch]: ...
 
 
-def pad_crop(images: Tensor, padding: int, generator: torch.Generator) -> Tensor:
-    """Zero-pads by ``padding`` pixels and crops each image (n, c, h, w) back to its size at a place of its own."""
+def pad_crop(
+    images: Tensor, padding: int, generator: torch.Generator, of: int | None = None, share: slice = slice(None)
+) -> Tensor:
+    """Zero-pads by ``padding`` pixels and crops each image (n, c, h, w) back to its size at a place of its own.
+
+    The images are the ``share`` of ``of`` ones, for all of which places are drawn.
+    """
     n, _, height, width = images.shape
     padded = torch.nn.functional.pad(images, (padding,) * 4)
-    top, left = (torch.randint(2 * padding + 1, (n, 1), generator=generator) for _ in range(2))
+    top, left = (torch.randint(2 * padding + 1, (of or n, 1), generator=generator)[share] for _ in range(2))
     rows = (top + torch.arange(height))[:, None, :, None].to(images.device)
     columns = (left + torch.arange(width))[:, None, None, :].to(images.device)
     index = torch.arange(n, device=images.device)[:, None, None, None]
@@ -45,17 +96,14 @@ def pad_crop(images: Tensor, padding: int, generator: torch.Generator) -> Tensor
     return padded[index, channel, rows, columns]
 
 
-def flip(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Mirrors each image (n, c, h, w) with probability 1/2."""
-    mirrored = (torch.rand(len(images), generator=generator) < 0.5).to(images.device)
+def flip(images: Tensor, generator: torch.Generator, of: int | None = None, share: slice = slice(None)) -> Tensor:
+    """Mirrors each image (n, c, h, w) with probability 1/2; the images are the ``share`` of ``of`` ones."""
+    mirrored = (torch.rand(of or len(images), generator=generator)[share] < 0.5).to(images.device)
     return torch.where(mirrored[:, None, None, None], images.flip(3), images)
 
 
-class TensorLoader:
+class TensorLoader(Loader):
     """Batches of images held in memory, on the device, augmented there.
-
-    Yields ``(images, labels)``: float32 (batch, c, h, w), normalised, and int64 (batch,). With ``shuffle`` the order
-    and the augmentation of batch b in epoch e depend on (seed, e, b) alone; ``start`` skips batches exactly.
 
     Args:
         images: uint8 (n, c, h, w) in 0..255, or float32 in 0..1.
@@ -76,39 +124,28 @@ class TensorLoader:
         mirror: bool = False,
         seed: int = 0,
     ) -> None:
+        super().__init__(len(labels), batch_size, device, shuffle, seed)
         self.images = images.to(device)
         self.labels = labels.to(device)
-        self.batch_size = batch_size
         self.mean = torch.tensor(mean, device=device).view(1, -1, 1, 1)
         self.std = torch.tensor(std, device=device).view(1, -1, 1, 1)
-        self.shuffle = shuffle
         self.padding = padding
         self.mirror = mirror
-        self.seed = seed
-        self.unreadable: set[str] = set()
-
-    def __len__(self) -> int:
-        return _count(len(self.labels), self.batch_size, self.shuffle)
-
-    def resized(self, batch_size: int) -> TensorLoader:
-        """The same pictures, not copied, in batches of another size."""
-        other = copy.copy(self)
-        other.batch_size = batch_size
-        return other
 
     def batches(self, epoch: int = 0, start: int = 0) -> Generator[Batch]:
-        order = torch.arange(len(self.labels))
-        if self.shuffle:
-            order = torch.randperm(len(order), generator=_generator(self.seed, epoch))
+        order = self.order(epoch)
         for b in range(start, len(self)):
-            index = order[b * self.batch_size : (b + 1) * self.batch_size].to(self.labels.device)
+            whole = order[b * self.batch_size : (b + 1) * self.batch_size]
+            index = whole[self.share].to(self.device)
+            if not len(index):
+                continue
             images = self.images[index]
             images = images.float() / 255 if images.dtype == torch.uint8 else images
             generator = _generator(self.seed, epoch, b)
             if self.padding:
-                images = pad_crop(images, self.padding, generator)
+                images = pad_crop(images, self.padding, generator, len(whole), self.share)
             if self.mirror:
-                images = flip(images, generator)
+                images = flip(images, generator, len(whole), self.share)
             yield (images - self.mean) / self.std, self.labels[index]
 
 
@@ -134,8 +171,8 @@ def _collate(samples: list[Any]) -> tuple[Batch | None, list[str]]:
     return default_collate(read) if read else None, [str(s) for s in samples if isinstance(s, DataError)]
 
 
-class FileLoader:
-    """Batches of pictures read and transformed ahead by worker processes; same contract as ``TensorLoader``.
+class FileLoader(Loader):
+    """Batches of pictures read and transformed ahead by worker processes.
 
     Args:
         dataset: its items are (picture, label), or raise ``DataError`` where a picture cannot be read.
@@ -157,27 +194,15 @@ class FileLoader:
         seed: int = 0,
         skip: bool = False,
     ) -> None:
-        self.dataset, self.transform, self.batch_size = dataset, transform, batch_size
-        self.device, self.shuffle, self.workers, self.seed, self.skip = device, shuffle, workers, seed, skip
-        self.unreadable: set[str] = set()
-
-    def __len__(self) -> int:
-        return _count(len(self.dataset), self.batch_size, self.shuffle)  # type: ignore[arg-type]
-
-    def resized(self, batch_size: int) -> FileLoader:
-        """The same pictures in batches of another size."""
-        other = copy.copy(self)
-        other.batch_size = batch_size
-        return other
+        super().__init__(len(dataset), batch_size, device, shuffle, seed)  # type: ignore[arg-type]
+        self.dataset, self.transform, self.workers, self.skip = dataset, transform, workers, skip
 
     def batches(self, epoch: int = 0, start: int = 0) -> Generator[Batch]:
-        n = len(self.dataset)  # type: ignore[arg-type]
-        order = torch.randperm(n, generator=_generator(self.seed, epoch)) if self.shuffle else torch.arange(n)
-        chosen = order[start * self.batch_size : len(self) * self.batch_size].tolist()
+        shares = [batch[self.share].tolist() for batch in self.order(epoch).split(self.batch_size)[start : len(self)]]
         loader = DataLoader(
-            _Seeded(self.dataset, self.transform, self.seed, epoch), self.batch_size, num_workers=self.workers,
-            sampler=chosen, pin_memory=self.device.type == "cuda", generator=_generator(self.seed, epoch),
-            collate_fn=_collate,
+            _Seeded(self.dataset, self.transform, self.seed, epoch), num_workers=self.workers,
+            batch_sampler=[share for share in shares if share], pin_memory=self.device.type == "cuda",
+            generator=_generator(self.seed, epoch), collate_fn=_collate,
         )  # fmt: skip
         for batch, wrong in loader:
             self.unreadable.update(wrong)
@@ -185,6 +210,3 @@ class FileLoader:
                 raise DataError(wrong[0] if not self.skip else f"{wrong[0]}, and nothing else of its batch either")
             images, labels = batch
             yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
-
-
-Loader = TensorLoader | FileLoader

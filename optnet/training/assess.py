@@ -15,7 +15,7 @@ from torch import nn
 
 from optnet.data import DataSet
 from optnet.errors import CheckpointError, ConfigError, ModelError
-from optnet.training import checkpoint, setup
+from optnet.training import checkpoint, distributed, setup
 from optnet.training.config import Data, Evaluate, Model
 from optnet.training.logbook import new_folder, write_json
 from optnet.training.scoring import evaluate
@@ -45,7 +45,7 @@ def prepare(config: Evaluate, overrides: Sequence[str] = ()) -> Parts:
         if output.is_dir() or not next(path for path in output.parents if path.exists()).is_dir():
             raise ConfigError(f"output={config.output} must be a file in a folder, like evaluation.json")
         _earlier(output)
-    device = setup.device(config.device)
+    device = distributed.device(setup.device(config.device))
     if config.checkpoint is not None:
         content = checkpoint.load(config.checkpoint)
         model = checkpoint.rebuild(content)
@@ -73,7 +73,10 @@ def run(parts: Parts) -> float:
     """Scores the model, prints a table and adds an entry to evaluation.json. Returns the top-1 accuracy in per cent."""
     config, data = parts.config, parts.data
     loader = data.loader(config.split, config.batch_size, device=parts.device)
-    score = evaluate(parts.model, loader, len(data.classes))
+    share = loader.shared(distributed.rank(), distributed.size())
+    score = evaluate(parts.model, share, len(data.classes))
+    if not distributed.is_primary():
+        return score.top1
     figures = {key: value for key, value in asdict(score).items() if key != "confusion"}
     entry = {**figures, "per_class": dict(zip(data.classes, score.per_class, strict=True)), **parts.subject}
     entry.update(dataset=data.name, split=config.split)

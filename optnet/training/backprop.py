@@ -10,6 +10,7 @@ from timm.utils import ModelEmaV3, dispatch_clip_grad
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from optnet.training import distributed
 from optnet.training.mixing import Mixing
 
 CLIPS = ("norm", "value", "agc")
@@ -82,6 +83,7 @@ class Backpropagation:
             self.scaler.scale(loss).backward()
             loss_sum += loss.detach()
             correct += (logits.detach().argmax(1) == (wanted if wanted.ndim == 1 else wanted.argmax(1))).sum()
+        distributed.average_gradients(self.network.parameters(), len(labels))
         self._update()
         return loss_sum, correct
 

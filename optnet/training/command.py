@@ -23,6 +23,7 @@ from optnet.algorithms import find_algorithm, list_algorithms
 from optnet.errors import AlgorithmError, ConfigError, RequestError
 from optnet.options import check
 from optnet.training.config import Evaluate, Train
+from optnet.training.distributed import launched, launched_first
 from optnet.training.trainers import typed
 from optnet.zoo import list_models
 
@@ -46,6 +47,8 @@ def run(
     try:
         sys.argv[1:] = _register_choices(store, sys.argv[1:])
         asked = _arguments(sys.argv[1:])
+        if asked.multirun and launched():
+            raise ConfigError("-m does not go under torchrun; instead: python train.py -m distributed.processes=N ...")
         if not (asked.help or asked.hydra_help or asked.config_dir or asked.config_path or asked.config_name):
             for overrides in _jobs(asked.overrides, asked.multirun):
                 config = _compose(name, schema, overrides, conf)
@@ -78,7 +81,8 @@ def _arguments(arguments: list[str]) -> Any:
 
 
 def _refuse(error: Exception) -> None:
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    if launched_first():
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
     sys.exit(2)
 
 

@@ -14,6 +14,7 @@ from optnet.recomputing import MEMORY
 from optnet.tracing import READINGS
 from optnet.training.averaging import AVERAGES
 from optnet.training.backprop import CLIPS, PRECISIONS
+from optnet.training.distributed import BATCH_NORMS
 from optnet.unroll import COEFFICIENTS
 
 SCHEDULES = ("cosine", "tanh", "step", "multistep", "poly", "wsd", "rsqrt", "constant")
@@ -144,6 +145,14 @@ class Backprop:
 
 
 @dataclass
+class Distributed:
+    """``processes`` are started by this command, if torchrun does not; ``batch_norm``: see ``BATCH_NORMS``."""
+
+    processes: int = number(1, 1, 1024)
+    batch_norm: str = choice("reduce", *BATCH_NORMS)
+
+
+@dataclass
 class Train:
     """The keys of ``train.py``."""
 
@@ -168,6 +177,7 @@ class Train:
     optim: Optim = field(default_factory=Optim)
     schedule: Schedule = field(default_factory=Schedule)
     monitor: Monitor = field(default_factory=Monitor)
+    distributed: Distributed = field(default_factory=Distributed)
     trainer: Any = field(default_factory=Backprop)  # one of the options in training/trainers.py
 
     def check(self) -> None:

@@ -47,6 +47,16 @@ def write_json(path: Path, content: Any) -> None:
     write_whole(path, json.dumps(content, indent=2) + "\n")
 
 
+class Silence:
+    """The logbook of a process that does not write."""
+
+    def say(self, line: str) -> None: ...
+
+    def epoch(self, epoch: int, scalars: dict[str, float], model: nn.Module) -> None: ...
+
+    def close(self) -> None: ...
+
+
 class Logbook:
     """One run's records in its folder.
 

@@ -16,21 +16,24 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from optnet.data import DataSet, Loader
+from optnet.data.loading import seed_of
 from optnet.errors import CheckpointError, ConfigError, RequestError
 from optnet.options import check
-from optnet.training import checkpoint, setup, trainers
+from optnet.training import checkpoint, distributed, setup, trainers
 from optnet.training.config import Train
 from optnet.training.course import Course
 from optnet.training.environment import peak_memory, random_state, set_random_state, versions
 from optnet.training.interruption import signals
-from optnet.training.logbook import Logbook, new_folder, write_json, write_whole
+from optnet.training.logbook import Logbook, Silence, new_folder, write_json, write_whole
 from optnet.training.loop import Diverged, Observer, Progress, train_epoch
 from optnet.training.monitor import Monitor
 from optnet.training.profiling import Profiling
 from optnet.training.scoring import Score, evaluate
 from optnet.training.screen import Screen, screen
 
-ON_RESUME = ("epochs", "device", "runs", "data.root", "progress", "resume")
+AGREE = 8
+"""Steps between two times that several processes ask each other whether one of them was told to stop."""
+ON_RESUME = ("epochs", "device", "runs", "data.root", "progress", "distributed.processes", "resume")
 """The keys that going on with a run may change."""
 
 
@@ -47,11 +50,13 @@ class Parts:
     note: str = ""
 
     def loader(self, split: str, batch_size: int, *, training: bool = False) -> Loader:
+        """This process's share of each batch."""
         config = self.config.data
-        return self.data.loader(
+        whole = self.data.loader(
             split, batch_size, device=self.device, training=training, augment=config.augment, workers=config.workers,
             seed=self.config.seed, skip=config.unreadable == "skip",
         )  # fmt: skip
+        return whole.shared(distributed.rank(), distributed.size())
 
 
 def prepare(config: Train, overrides: Sequence[str] = ()) -> Parts:
@@ -67,8 +72,9 @@ def prepare(config: Train, overrides: Sequence[str] = ()) -> Parts:
         if config.epochs < resumed["progress"]["epoch"]:
             raise ConfigError(f"epochs={config.epochs} is less than the {resumed['progress']['epoch']} done already")
     _check_place(config.runs, config.name)
-    device = setup.device(config.device)
-    data = setup.data(config.data, config.seed)
+    device = distributed.device(setup.device(config.device))
+    _check_processes(config, device)
+    data = distributed.primary_first(lambda: setup.data(config.data, config.seed))
     torch.manual_seed(config.seed)
     if resumed is None:
         model, kwargs = setup.model(config.model, config.algorithm, len(data.classes), data.shape)
@@ -76,7 +82,23 @@ def prepare(config: Train, overrides: Sequence[str] = ()) -> Parts:
         trainers.try_step(config, model, data.shape)
     else:
         model, described = checkpoint.rebuild(resumed), resumed["model"]
-    return Parts(config, device, data, model.to(device), described, resumed, note)
+    model = model.to(device)
+    if distributed.size() > 1 and config.distributed.batch_norm == "synchronise":
+        model = distributed.synchronise_norms(model)
+    return Parts(config, device, data, model, described, resumed, note)
+
+
+def _check_processes(config: Train, device: torch.device) -> None:
+    """Whether as many processes as there are to be can train together."""
+    processes = max(distributed.size(), config.distributed.processes)
+    if processes == 1:
+        return
+    if not trainers.TRAINERS[config.trainer.name].distributed:
+        raise ConfigError(f"trainer={config.trainer.name} trains in one process alone")
+    if config.batch_size < 2 * processes:
+        raise ConfigError(f"batch_size={config.batch_size} must be at least {2 * processes}, 2 for each process")
+    if config.distributed.batch_norm == "synchronise" and distributed.size() > 1 and device.type != "cuda":
+        raise ConfigError("distributed.batch_norm=synchronise works on GPUs alone; use reduce")
 
 
 def _check_place(runs: str, name: str | None) -> None:
@@ -104,6 +126,8 @@ def _stored(config: Train, overrides: Sequence[str]) -> Train:
             raise ConfigError(f"{override}: a resumed run keeps its config; only {', '.join(ON_RESUME)} can be given")
         if key == "data.root":
             stored.data.root = config.data.root
+        elif key == "distributed.processes":
+            stored.distributed.processes = config.distributed.processes
         else:
             setattr(stored, key, getattr(config, key))
     stored.resume = config.resume
@@ -115,7 +139,8 @@ def train(parts: Parts) -> float:
     """Trains, keeps the best checkpoint by validation accuracy, scores it once on the test split; returns that."""
     run = Run(parts)
     try:
-        with signals() as caught, screen(parts.config.progress, run.course.total, run.progress.updates) as shown:
+        shows = parts.config.progress and distributed.is_primary()
+        with signals() as caught, screen(shows, run.course.total, run.progress.updates) as shown:
             run.epochs(caught, shown)
             return run.finish()
     except Diverged as error:
@@ -124,6 +149,10 @@ def train(parts: Parts) -> float:
         run.logbook.say(f"stopped: {error}; {run.way_on()}")
     except OSError as error:  # a full disk, most often: console.log has no room for the message either
         print(f"stopped: {error}; {run.way_on()}", flush=True)
+    except RuntimeError as error:
+        if distributed.size() > 1:  # another process is gone, most often
+            run.logbook.say(f"stopped: {str(error).splitlines()[0]}; {run.way_on()}")
+        raise
     finally:
         run.close()
     sys.exit(1)
@@ -132,6 +161,9 @@ def train(parts: Parts) -> float:
 class Run:
     """A run from its parts: the trainer, how far to go, where it stands, and its folder. Makes or opens the folder.
 
+    Of several processes each does the same with its share of every batch; the first one alone writes. In the midst of
+    an epoch ``progress`` has this process's own sums.
+
     Raises:
         CheckpointError: what was saved does not fit the run.
     """
@@ -139,6 +171,8 @@ class Run:
     def __init__(self, parts: Parts) -> None:
         self.parts, self.config = parts, parts.config
         config, resumed = parts.config, parts.resumed
+        primary = distributed.is_primary()
+        distributed.spread(parts.model)
         course = self._course(config.batch_size, training=True)
         self.trainer = trainers.build(config, parts.model, course.total)
         full_batch = self.trainer.full_batch
@@ -154,16 +188,24 @@ class Run:
                 reason = str(error).splitlines()[0]
                 raise CheckpointError(f"{config.resume}: its last checkpoint does not fit its run ({reason})") from None
         name = config.name or f"{_model_name(config)}-{parts.data.name}"
-        self.folder = Path(str(config.resume)) if resumed else new_folder(config.runs, name)
-        write_whole(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)))
-        self.logbook = Logbook(self.folder, resumed["records"] if resumed else None)
-        self.observers = trainers.observers(config, self.trainer, self.course) + self._observers()
+        made = config.resume if resumed or not primary else str(new_folder(config.runs, name))
+        self.folder = Path(str(distributed.told(made)))
+        self.logbook: Logbook | Silence = Silence()
+        self.observers = trainers.observers(config, self.trainer, self.course)
+        if primary:
+            write_whole(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)))
+            self.logbook = Logbook(self.folder, resumed["records"] if resumed else None)
+            self.observers += self._observers(self.logbook)
+        else:
+            torch.manual_seed(seed_of(config.seed, distributed.rank(), self.progress.updates))
+            self.progress.loss_sum = self.progress.correct = self.progress.count = self.progress.images = 0
         self.parameters = sum(p.numel() for p in parts.model.parameters())
         self.unreadable: set[str] = set()
         if parts.note:
             self.logbook.say(parts.note)
         described = f"{_model_name(config)}, {self.parameters:,} parameters, on {parts.device}"
-        self.logbook.say(f"{parts.data}; {described}; in {self.folder}")
+        together = f" in {distributed.size()} processes" if distributed.size() > 1 else ""
+        self.logbook.say(f"{parts.data}; {described}{together}; in {self.folder}")
 
     def _course(self, batch_size: int, training: bool) -> Course:
         config = self.config
@@ -173,10 +215,10 @@ class Run:
             max_steps=config.max_steps,
         )  # fmt: skip
 
-    def _observers(self) -> list[Observer]:
+    def _observers(self, logbook: Logbook) -> list[Observer]:
         """What watches a run because its configuration says so. This is the place for more."""
         device = self.parts.device
-        monitor = Monitor(self.config, self.logbook.events, self.parts.data, device, lambda: peak_memory(device))
+        monitor = Monitor(self.config, logbook.events, self.parts.data, device, lambda: peak_memory(device))
         return [monitor, *([Profiling(self.folder, self.config.profile)] if self.config.profile else [])]
 
     def epochs(self, caught: list[int], shown: Screen) -> None:
@@ -184,7 +226,9 @@ class Run:
 
         def after_batch(progress: Progress) -> bool:
             shown.advance(progress.updates)
-            return bool(caught)
+            if distributed.size() == 1:
+                return bool(caught)
+            return progress.updates % AGREE == 0 and bool(distributed.largest(max(caught, default=0)))
 
         if self.parts.resumed is None:
             self.save(checkpoint.LAST)  # so that a run can go on whenever it is killed
@@ -197,12 +241,24 @@ class Run:
                 self.trainer, loader, self.course.steps[epoch], self.progress, on_batch=after_batch, shown=shown.say,
                 observers=self.observers,
             )  # fmt: skip
-            if finished and not caught:
+            stop = distributed.largest(max(caught, default=0))
+            self._pool()
+            if finished and not stop:
                 self._end_epoch()
-            if caught:
+            if stop:
                 self.save(checkpoint.LAST)
                 self.logbook.say(f"interrupted and saved; {self.way_on()}")
-                sys.exit(128 + caught[0])
+                sys.exit(128 + stop)
+
+    def _pool(self) -> None:
+        """Gives every process the sums of all; the pictures of the whole run are kept by the first one."""
+        progress = self.progress
+        sums = [progress.loss_sum, progress.correct, progress.count, progress.images]
+        pooled = torch.tensor(sums, dtype=torch.float64)
+        distributed.summed(pooled)
+        progress.loss_sum = float(pooled[0])
+        progress.correct, progress.count, images = (int(total) for total in pooled[1:])
+        progress.images = images if distributed.is_primary() else 0
 
     def _has_stalled(self) -> bool:
         """Whether the validation score has not been better for ``patience`` epochs."""
@@ -217,6 +273,7 @@ class Run:
         progress.loss_sum = 0.0
         for observer in self.observers:
             observer.on_epoch(progress, self.trainer)
+        distributed.share_buffers(self.trainer.model, self.config.distributed.batch_norm)
         score = self._score(self.validation)
         if not score.loss < float("inf"):
             raise Diverged(f"the validation loss is not finite after step {progress.updates}, epoch {progress.epoch}")
@@ -240,7 +297,7 @@ class Run:
     def _score(self, loader: Loader) -> Score:
         """The score of the trainer's model; says which pictures were left out since the last one."""
         score = evaluate(self.trainer.model, loader, len(self.parts.data.classes))
-        found = loader.unreadable | self.course.loader(0).unreadable
+        found = distributed.united(loader.unreadable | self.course.loader(0).unreadable)
         for line in sorted(found - self.unreadable):
             self.logbook.say(f"left out: {line}")
         self.unreadable |= found
@@ -248,6 +305,8 @@ class Run:
 
     def save(self, name: str) -> None:
         """Writes a checkpoint of all that going on needs; of the last one, the one before is kept."""
+        if not isinstance(self.logbook, Logbook):
+            return
         content = {
             "model": self.parts.described, "state_dict": self.trainer.model.state_dict(),
             "trainer": self.trainer.state_dict(), "progress": self.progress.to_dict(),
@@ -265,8 +324,10 @@ class Run:
 
     def finish(self) -> float:
         config, progress, parts = self.config, self.progress, self.parts
-        best = checkpoint.load(self.folder / "checkpoints" / checkpoint.BEST)
-        self.trainer.model.load_state_dict(best["state_dict"])
+        if distributed.is_primary():
+            best = checkpoint.load(self.folder / "checkpoints" / checkpoint.BEST)
+            self.trainer.model.load_state_dict(best["state_dict"])
+        distributed.spread(self.trainer.model)
         score = self._score(parts.loader("test", 4 * config.batch_size))
         summary = {
             "model": _model_name(config), "parameters": self.parameters, "dataset": parts.data.name, "metric": "top1",
@@ -275,9 +336,10 @@ class Run:
             "steps": progress.updates, "train_seconds": progress.seconds,
             "images_per_second": progress.images / max(progress.seconds, 1e-9),
             "peak_memory_bytes": peak_memory(parts.device), "seed": config.seed, "versions": versions(),
-            "device": str(parts.device),
+            "device": str(parts.device), "processes": distributed.size(),
         }  # fmt: skip
-        write_json(self.folder / "summary.json", summary)
+        if distributed.is_primary():
+            write_json(self.folder / "summary.json", summary)
         for observer in self.observers:
             observer.on_end(summary, self.trainer)
         self.logbook.say(

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from optnet.data import Loader
+from optnet.training import distributed
 
 BINS = 15
 """Of the calibration error, as in Guo, Pleiss, Sun, Weinberger 2017."""
@@ -42,22 +43,25 @@ class Score:
 
 @torch.no_grad()
 def evaluate(model: nn.Module, loader: Loader, classes: int) -> Score:
-    """Scores a model on every picture of a loader, in evaluation mode."""
+    """Scores a model on every picture of a loader, in evaluation mode; of several processes' shares together."""
     was_training = model.training
     model.eval()
     loss = torch.zeros((), dtype=torch.float64)
-    confusion, top5 = torch.zeros(classes * classes, dtype=torch.long), 0
+    confusion, top5 = torch.zeros(classes * classes, dtype=torch.long), torch.zeros((), dtype=torch.long)
     bins = torch.zeros(BINS, 2, dtype=torch.float64)  # sums of confidence and of right answers
     for images, labels in loader.batches():
         logits = model(images).float()
         loss += F.cross_entropy(logits, labels, reduction="sum").double().cpu()
         confidence, answers = logits.softmax(1).max(1)
-        top5 += int((logits.topk(min(5, logits.shape[1])).indices == labels[:, None]).any(1).sum())
+        top5 += (logits.topk(min(5, logits.shape[1])).indices == labels[:, None]).any(1).sum().cpu()
         confusion += torch.bincount((labels * classes + answers).cpu(), minlength=classes * classes)
         number = (confidence.cpu() * BINS).ceil().long().clamp(1, BINS) - 1
         bins.index_add_(0, number, torch.stack([confidence, (answers == labels).float()], 1).double().cpu())
     model.train(was_training)
+    distributed.summed(loss, confusion, top5, bins)
     matrix = confusion.view(classes, classes)
     count, correct = int(matrix.sum()), int(matrix.trace())
     gap = float((bins[:, 0] - bins[:, 1]).abs().sum())
-    return Score(100 * correct / count, 100 * top5 / count, float(loss) / count, count, correct, matrix, gap / count)
+    return Score(
+        100 * correct / count, 100 * int(top5) / count, float(loss) / count, count, correct, matrix, gap / count
+    )

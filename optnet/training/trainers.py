@@ -33,11 +33,13 @@ class Kind:
         options: the schema of ``conf/trainer/NAME.yaml``.
         build: makes it from (config, model, steps of the run in mini-batches).
         observers: what has to watch a run for this trainer's sake, from (config, trainer, course).
+        distributed: whether several processes can train one network with it.
     """
 
     options: type[Any]
     build: Build
     observers: Watch = lambda config, trainer, course: []
+    distributed: bool = False
 
 
 def _backprop(config: Train, model: nn.Module, steps: int) -> Trainer:
@@ -74,7 +76,7 @@ def _by_gradients(kind: type[lifted.LPOM]) -> Build:
 
 
 TRAINERS = {
-    "backprop": Kind(Backprop, _backprop, _backprop_observers),
+    "backprop": Kind(Backprop, _backprop, _backprop_observers, distributed=True),
     "lpom": Kind(lifted.LPOMOptions, _by_gradients(lifted.LPOM)),
     "penalty": Kind(lifted.PenaltyOptions, _by_gradients(lifted.Penalty)),
     "mac": Kind(lifted.MACOptions, lambda config, model, steps: lifted.MAC(model, config.trainer)),

@@ -1,0 +1,179 @@
+"""Several processes that train one network, started by torchrun. Knows no run: only sums, copies and agreements.
+
+Every process holds the whole network and takes its share of each batch. Alone, each function here does nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import timm.utils
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from optnet.errors import ConfigError
+from optnet.layers.affine import BatchNorm2d
+
+BATCH_NORMS = ("reduce", "broadcast", "none", "synchronise")
+"""Each process has its own batch-norm statistics in training, and before scoring they are averaged, or the first one's
+are taken, or they stay (each process then scores with its own); or they are always those of the whole batch."""
+Result = TypeVar("Result")
+
+
+def size() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This process's number; 0 is the one that writes."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def is_primary() -> bool:
+    return rank() == 0
+
+
+def launched() -> bool:
+    """Whether torchrun, or something like it, started this process as one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def launched_first() -> bool:
+    """Whether this process speaks for all, before they have met."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def device(chosen: torch.device) -> torch.device:
+    """The device of this process: of the accelerators on its machine the one of its number there."""
+    if launched() and chosen.type == "cuda" and chosen.index is None:
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        if local >= torch.cuda.device_count():
+            raise ConfigError(
+                f"there are {torch.cuda.device_count()} GPUs here, too few for process {local}; or device=cpu"
+            )
+        torch.cuda.set_device(local)
+        return torch.device("cuda", local)
+    return chosen
+
+
+@contextmanager
+def processes() -> Iterator[None]:
+    """Lets the processes meet, by NCCL for what lies on GPUs and by gloo for the rest, and part at a good end.
+
+    After an error nobody waits for the others: that they end is torchrun's work.
+    """
+    if not launched():
+        yield
+        return
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    yield
+    dist.destroy_process_group()
+
+
+def primary_first(work: Callable[[], Result]) -> Result:
+    """``work()`` in the first process of each machine and then in the others, so that one alone fetches files."""
+    first = os.environ.get("LOCAL_RANK", "0") == "0"
+    if size() > 1 and not first:
+        dist.barrier()
+    try:
+        return work()
+    finally:
+        if size() > 1 and first:
+            dist.barrier()
+
+
+def told(value: Any) -> Any:
+    """What the first process has for ``value``."""
+    if size() > 1:
+        box = [value]
+        dist.broadcast_object_list(box)
+        return box[0]
+    return value
+
+
+def largest(value: int) -> int:
+    """The largest of the processes' values: how they agree to stop."""
+    if size() == 1:
+        return value
+    box = torch.tensor(value)
+    dist.all_reduce(box, dist.ReduceOp.MAX)
+    return int(box)
+
+
+def united(values: set[str]) -> set[str]:
+    """The values of all processes."""
+    if size() == 1:
+        return values
+    gathered: list[Any] = [None] * size()
+    dist.all_gather_object(gathered, values)
+    return set().union(*gathered)
+
+
+def summed(*values: Tensor) -> None:
+    """Puts the sum over all processes in the place of each value."""
+    if size() > 1:
+        for value in values:
+            dist.all_reduce(value)
+
+
+def spread(model: nn.Module) -> None:
+    """Gives every process the first one's weights and buffers."""
+    if size() > 1:
+        for tensor in model.state_dict().values():
+            dist.broadcast(tensor, 0)
+
+
+def share_buffers(model: nn.Module, how: str) -> None:
+    """Gives every process the same batch-norm statistics: the mean (``reduce``) or the first's (``broadcast``)."""
+    if size() > 1 and how in ("reduce", "broadcast"):
+        timm.utils.distribute_bn(model, size(), reduce=how == "reduce")
+
+
+def average_gradients(parameters: Iterable[nn.Parameter], count: int) -> None:
+    """g <- sum_r n_r g_r / sum_r n_r, with g_r the mean gradient of the n_r = ``count`` pictures of process r.
+
+    That is the gradient of the whole batch's mean loss, however unequal the shares. One sum over the processes for
+    each type of number; a parameter that has no gradient here counts as one of zeros.
+    """
+    if size() == 1:
+        return
+    groups: dict[tuple[torch.device, torch.dtype], list[nn.Parameter]] = {}
+    for parameter in parameters:
+        if parameter.requires_grad:
+            groups.setdefault((parameter.device, parameter.dtype), []).append(parameter)
+    for group in groups.values():
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in group]
+        number = grads[0].new_full((1,), count)
+        flat = torch.cat([*(grad.flatten() * count for grad in grads), number])
+        dist.all_reduce(flat)
+        flat /= flat[-1].clone()
+        for parameter, part in zip(group, flat[:-1].split([grad.numel() for grad in grads]), strict=True):
+            parameter.grad = part.view_as(parameter)
+
+
+class SyncBatchNorm2d(nn.SyncBatchNorm):
+    """Our batch norm with the statistics of the whole batch, over all processes; on GPUs."""
+
+    def forward(self, input: Tensor, scale: Tensor | None = None) -> Tensor:
+        normalised = super().forward(input)
+        return normalised if scale is None else normalised * scale.reshape(-1, 1, 1)
+
+
+def synchronise_norms(model: nn.Module) -> nn.Module:
+    """``model`` with batch norms that share their statistics over the processes, in training; same state dict."""
+    ours = [(name, module) for name, module in model.named_modules() if isinstance(module, BatchNorm2d)]
+    if not ours:
+        made: nn.Module = timm.layers.convert_sync_batchnorm(model)
+        return made
+    for name, norm in ours:
+        parent, _, child = name.rpartition(".")
+        synchronised = SyncBatchNorm2d(norm.num_features, norm.eps, norm.momentum)
+        synchronised.load_state_dict(norm.state_dict())
+        synchronised.to(norm.weight).train(norm.training)
+        setattr(model.get_submodule(parent), child, synchronised)
+    return model
