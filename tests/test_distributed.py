@@ -22,7 +22,7 @@ from optnet.training.config import Distributed, Train
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
 COMMON = ["device=cpu", "monitor=none", "progress=false", "epochs=2", "lr=0.05"]
-NORMLESS = [*COMMON, "model=mlp", "lr=0.02"]
+GROUPED = [*COMMON, "model=hbnet_small", "model.norm=group"]
 SMALL = [*COMMON, "model=hbnet_small", "model.blocks=[1,2]", "model.widths=[4,8]"]
 
 
@@ -119,7 +119,7 @@ def test_synchronised_norms_have_the_same_state_and_answers(name):
 @pytest.mark.slow
 def test_two_processes_train_and_score_as_one(tmp_path):
     """1,294 training pictures in batches of 64, 143 for validation, 360 for the test: shares of unequal size."""
-    options = ["data.validation=0.0995", *NORMLESS]
+    options = ["data.validation=0.0995", *GROUPED]
     started = [start(tmp_path / "one", ROOT / "train.py", *options), start(tmp_path / "two", *torchrun(), *options)]
     for process in started:
         finished(process)

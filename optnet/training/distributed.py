@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from optnet.errors import ConfigError
-from optnet.layers.affine import BatchNorm2d
+from optnet.layers.norms import BatchNorm2d
 
 BATCH_NORMS = ("reduce", "broadcast", "none", "synchronise")
 """Each process has its own batch-norm statistics in training, and before scoring they are averaged, or the first one's
