@@ -12,7 +12,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+
+from optnet.training.measuring import multiply_adds
 
 NOISE = 0.03
 """How far the ratios of the two halves of a measurement may differ."""
@@ -113,12 +114,6 @@ def held_bytes(model: nn.Module, images: Tensor) -> int:
     on_cpu = images.device.type == "cpu"
     total = sum(event.self_cpu_memory_usage if on_cpu else event.self_device_memory_usage for event in events)
     return total - result.numel() * result.element_size()
-
-
-def multiply_adds(model: nn.Module, images: Tensor) -> int:
-    with FlopCounterMode(display=False) as counter:
-        model(images)
-    return counter.get_total_flops() // 2
 
 
 def sizes(model: nn.Module, images: Tensor) -> dict[str, int]:

@@ -113,7 +113,7 @@ def test_a_checkpoint_runs_nobodys_file(tmp_path):
     folder = only_run(tmp_path)
     summary = json.loads((folder / "summary.json").read_text())
     parts = assess.prepare(Evaluate(checkpoint=str(folder / "checkpoints" / "best.pt"), device="cpu"))
-    assert parts.model.stages[0].steps.program.constants["pull"] == 0.2
+    assert parts.subjects[0].model.stages[0].steps.program.constants["pull"] == 0.2
     assess.run(parts)
     (entry,) = json.loads((folder / "evaluation.json").read_text())
     assert entry["correct"] == summary["correct"]

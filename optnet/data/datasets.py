@@ -59,9 +59,19 @@ class DataSet:
         workers: int = 0,
         seed: int = 0,
         skip: bool = False,
+        transform: Callable[[Any], Tensor] | None = None,
     ) -> Loader:
-        """Batches of one split; shuffled and augmented if ``training``; ``skip`` leaves out unreadable pictures."""
+        """Batches of one split; shuffled and augmented if ``training``.
+
+        Of pictures in files, ``skip`` leaves out those that cannot be read, and ``transform`` takes the place of the
+        data set's own.
+
+        Raises:
+            DataError: the split is empty, or ``augment`` is for pictures in files.
+        """
         pictures: Pictures = getattr(self, split)
+        if not len(pictures):
+            raise DataError(f"{self.name} has no pictures for the {split} split")
         augment = augment if training else "none"
         if isinstance(pictures.images, Tensor):
             if augment not in _PADDING:
@@ -73,7 +83,7 @@ class DataSet:
                 pictures.images, pictures.labels, batch_size, mean=self.mean, std=self.std, device=device,
                 shuffle=training, padding=padding, mirror=augment == "crop_flip", seed=seed,
             )  # fmt: skip
-        transform = self._file_transform(augment)
+        transform = transform or self._file_transform(augment)
         return FileLoader(
             pictures.images, transform, batch_size, device=device, shuffle=training, workers=workers, seed=seed,
             skip=skip,
@@ -103,6 +113,7 @@ def load(
     limit: int | None = None,
     verify: bool = True,
     download: bool = False,
+    training: bool = True,
 ) -> DataSet:
     """Loads a data set.
 
@@ -118,6 +129,7 @@ def load(
         limit: at most so many pictures of each split, the same ones in every run.
         verify: compare the files' checksums with the published ones.
         download: fetch missing files.
+        training: whether there must be training pictures.
 
     Raises:
         DataError: the data set is unknown, missing, damaged or empty.
@@ -126,7 +138,7 @@ def load(
     held_out, train = source.validation, source.train
     if held_out is None:
         held_out, train = train.split(validation, seed)
-    if not len(train):
+    if training and not len(train):
         raise DataError(f"{name} in {root} has too few pictures to split: {len(source.train)}")
     train, held_out, test = (_limited(part, limit) for part in (train, held_out, source.test))
     channels, height, width = train.images.shape[1:] if isinstance(train.images, Tensor) else (3, size, size)
@@ -135,7 +147,9 @@ def load(
 
 
 def _limited(pictures: Pictures, limit: int | None) -> Pictures:
-    return pictures if limit is None else pictures.split(min(1.0, limit / len(pictures)), seed=0)[0]
+    return (
+        pictures if limit is None or not len(pictures) else pictures.split(min(1.0, limit / len(pictures)), seed=0)[0]
+    )
 
 
 def _find(name: str, root: str, size: int, classes: int, images: int, verify: bool, download: bool) -> Source:

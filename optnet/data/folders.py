@@ -36,7 +36,8 @@ def read(root: Path) -> Source:
     """Pictures under root/train, root/val and root/test, or under root itself.
 
     With train and test, val is the validation split if it is there; with train and val alone, val is the test split
-    (ImageNet's layout). One folder of classes without these is split: a fixed fifth of it is the test split.
+    (ImageNet's layout). One folder of classes without these is split: a fixed fifth of it is the test split. With val
+    or test alone there is nothing to train on.
 
     Raises:
         DataError: a folder is missing or empty, or two of them have different classes.
@@ -44,6 +45,10 @@ def read(root: Path) -> Source:
     if not root.is_dir():
         raise DataError(f"there is no folder {root}; data.root names the folder of the class folders")
     if not (root / "train").is_dir():
+        alone = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
+        if alone is not None:
+            test, classes = _pictures(alone)
+            return Source(classes, MEAN, STD, test.select([]), test, test.select([]))
         everything, classes = _pictures(root)
         test, train = everything.split(0.2, seed=0)
         return Source(classes, MEAN, STD, train, test)

@@ -1,4 +1,4 @@
-"""Figures of a network: its coefficients beside the textbook's, its answers. Draws; measures and writes nothing."""
+"""Figures of a network: coefficients beside the textbook's, answers, mistakes. Draws; measures and writes nothing."""
 
 from __future__ import annotations
 
@@ -84,4 +84,25 @@ def predictions(
         axes.imshow(image.clip(0, 1).squeeze(), cmap="gray", vmin=0, vmax=1)
         wrong = f"\nnot {classes[label]}" if answer != label else ""
         axes.set_title(f"{classes[answer]} {p:.0%}{wrong}", fontsize=7, color="red" if wrong else "green")
+    return figure
+
+
+def confusion_matrix(matrix: Tensor, classes: Sequence[str]) -> Figure:
+    """Counts (classes, classes), row the label, column the answer, as parts of their row; up to 20 classes by name."""
+    parts = (matrix / matrix.sum(1, keepdim=True).clamp(min=1)).numpy()
+    named = len(classes) <= 20
+    side = 1 + 0.4 * len(classes) if named else 8
+    figure = Figure(figsize=(side + 1, side))
+    axes = figure.subplots()
+    shown = axes.imshow(parts, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xlabel("answer")
+    axes.set_ylabel("label")
+    if named:
+        axes.set_xticks(range(len(classes)), classes, rotation=90)
+        axes.set_yticks(range(len(classes)), classes)
+        for (i, j), count in np.ndenumerate(matrix.numpy()):
+            axes.text(
+                j, i, count, ha="center", va="center", fontsize=7, color="white" if parts[i, j] > 0.5 else "black"
+            )
+    figure.colorbar(shown, ax=axes)
     return figure

@@ -10,6 +10,9 @@ from typing import Any
 
 import timm
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.models import load_checkpoint
 from torch import nn
 
 from optnet.errors import CheckpointError, RequestError
@@ -61,24 +64,52 @@ def last(folder: Path) -> tuple[dict[str, Any], str]:
 
 
 def load(path: str | Path) -> dict[str, Any]:
-    """Reads a checkpoint onto the CPU.
+    """Reads a run's checkpoint onto the CPU.
 
     Raises:
         CheckpointError: it is missing, truncated, would need unpickling, or is not one of ours.
+    """
+    content = read(path)
+    if not is_ours(content):
+        raise CheckpointError(f"{path} is not a checkpoint of optnet (format {FORMAT})")
+    return content
+
+
+def is_ours(content: Any) -> bool:
+    return isinstance(content, dict) and content.get("format") == FORMAT and set(content) >= REQUIRED
+
+
+def read(path: str | Path) -> Any:
+    """What is in a file of weights (.safetensors, or torch's), on the CPU, whoever wrote it.
+
+    Raises:
+        CheckpointError: it is missing, truncated, or would need unpickling.
     """
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint {path}; a run keeps its own in RUN_FOLDER/checkpoints/best.pt")
     try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch wonders about foreign pickles before it refuses them
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError, SafetensorError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise CheckpointError(f"{path} is truncated or not a checkpoint ({reason[0][:120]})") from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT or not set(content) >= REQUIRED:
-        raise CheckpointError(f"{path} is not a checkpoint of optnet (format {FORMAT})")
-    return content
+
+
+def put(model: nn.Module, path: str | Path) -> None:
+    """Loads the weights of a file that timm can read; of averaged and plain ones, the averaged.
+
+    Raises:
+        CheckpointError: they do not fit the model.
+    """
+    try:
+        load_checkpoint(model, str(path))
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"the weights of {path} do not fit the model: {reason}") from None
 
 
 def describe(model: nn.Module, name: str, kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -45,7 +45,10 @@ def run(
         node.trainer = {}  # its keys are those of the option that is chosen; their types are checked with all others
     store.store(name=f"{name}_schema", node=node)
     try:
-        sys.argv[1:] = _register_choices(store, sys.argv[1:])
+        if "algorithm" in node:
+            sys.argv[1:] = _register_choices(store, sys.argv[1:])
+        else:
+            store.repo.pop("model", None)  # here model= is a value, not an option of a group
         asked = _arguments(sys.argv[1:])
         if asked.multirun and launched():
             raise ConfigError("-m does not go under torchrun; instead: python train.py -m distributed.processes=N ...")

@@ -186,10 +186,10 @@ class Train:
 
 @dataclass
 class Evaluate:
-    """The keys of ``evaluate.py``."""
+    """The keys of ``evaluate.py``. ``checkpoint`` and ``model`` are a name or a list of names."""
 
-    checkpoint: str | None = None
-    model: str | None = None
+    checkpoint: Any = None
+    model: Any = None
     pretrained: bool = False
     split: str = choice("test", *SPLITS)
     batch_size: int = number(256, 1)

@@ -30,11 +30,11 @@ def device(name: str) -> torch.device:
     return made
 
 
-def data(config: Data, seed: int) -> DataSet:
+def data(config: Data, seed: int, training: bool = True) -> DataSet:
     return optnet.data.load(
         config.name, config.root, validation=config.validation, seed=seed, size=config.size, crop=config.crop,
         classes=config.classes, images=config.images, limit=config.limit, verify=config.verify,
-        download=config.download,
+        download=config.download, training=training,
     )  # fmt: skip
 
 

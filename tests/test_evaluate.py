@@ -1,0 +1,187 @@
+"""evaluate.py: what it measures, whose weights it reads, and timm's preprocessing to the pixel."""
+
+import argparse
+import json
+import os
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import save_file
+from test_command import call
+from test_data import class_folder, real
+from test_training import config, only_run
+from timm.data import create_dataset, create_loader, resolve_data_config
+
+from optnet import CheckpointError, DataError
+from optnet.data import load
+from optnet.training import assess, checkpoint, run
+from optnet.training.config import Data, Evaluate
+from optnet.training.scoring import evaluate
+
+CPU = torch.device("cpu")
+
+
+def entries(tmp_path, **options):
+    file = tmp_path / "evaluation.json"
+    assess.run(assess.prepare(Evaluate(device="cpu", output=str(file), **options)))
+    return json.loads(file.read_text())
+
+
+def test_the_score_is_what_its_definitions_say():
+    data = load("digits", "")
+    torch.manual_seed(0)
+    model = timm.create_model("hbnet_small", num_classes=10, in_chans=1)
+    score = evaluate(model, data.loader("test", 100, device=CPU), 10)
+    images, labels = next(data.loader("test", 1000, device=CPU).batches())
+    with torch.no_grad():
+        logits = model.eval()(images)
+    confidence, answers = logits.softmax(1).max(1)
+    right = answers == labels
+    assert (score.count, score.correct) == (360, int(right.sum()))
+    assert score.loss == pytest.approx(float(F.cross_entropy(logits.double(), labels)), abs=1e-6)
+    assert score.top5 == pytest.approx(100 * float((logits.topk(5).indices == labels[:, None]).any(1).float().mean()))
+    for label in range(10):
+        assert score.per_class[label] == pytest.approx(100 * float(right[labels == label].float().mean()))
+        for answer in range(10):
+            assert score.confusion[label, answer] == ((labels == label) & (answers == answer)).sum()
+    gaps = 0.0
+    for low in range(15):  # (b - 1, b] / 15, as in Guo et al. 2017
+        inside = (confidence > low / 15) & (confidence <= (low + 1) / 15)
+        gaps += float(abs(confidence[inside].double().sum() - right[inside].sum()))
+    assert score.calibration_error == pytest.approx(gaps / 360, abs=1e-6)
+
+
+def test_several_models_side_by_side(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert (
+        call(monkeypatch, "evaluate", "model=[hbnet_small,gdnet_small]", "device=cpu", "output=out/evaluation.json")
+        == 0
+    )
+    found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert [entry["model"] for entry in found] == ["hbnet_small", "gdnet_small"]
+    keys = (
+        "top1 top5 loss count correct per_class calibration_error confusion images_per_second parameters "
+        "multiply_adds dataset split device versions unreadable"
+    )
+    for entry in found:
+        assert set(keys.split()) <= set(entry) and len(entry["per_class"]) == 10 and entry["images_per_second"] > 0
+        with Image.open(tmp_path / "out" / entry["confusion"]) as drawn:
+            assert drawn.format == "PNG" and min(drawn.size) > 100
+    assert found[0]["parameters"] == sum(p.numel() for p in timm.create_model("hbnet_small", in_chans=1).parameters())
+    out = capsys.readouterr().out
+    assert "gdnet_small" in out and "multiply-adds" in out
+    assert call(monkeypatch, "evaluate", "model=hbnet_small", "device=cpu", "output=out/evaluation.json") == 0
+    assert len(json.loads((tmp_path / "out" / "evaluation.json").read_text())) == 3
+
+
+@pytest.mark.parametrize(
+    "kind", ["state.pth", "timm.pth.tar", "ema.pth.tar", "arguments.pth.tar", "weights.safetensors"]
+)
+def test_weights_of_timm_and_of_anybody(tmp_path, kind):
+    torch.manual_seed(5)
+    model = timm.create_model("resnet10t", num_classes=10, in_chans=1)
+    state, file = model.state_dict(), tmp_path / kind
+    if kind == "weights.safetensors":
+        save_file(state, file)
+    else:
+        zeros = {key: torch.zeros_like(value) for key, value in state.items()}
+        wrapped = {"state_dict": state, "arch": "resnet10t", "epoch": 3}
+        contents = {
+            "state.pth": state, "timm.pth.tar": wrapped, "ema.pth.tar": {"state_dict": zeros, "state_dict_ema": state},
+            "arguments.pth.tar": {**wrapped, "args": argparse.Namespace(lr=0.1)},
+        }  # fmt: skip
+        torch.save(contents[kind], file)
+    if kind == "arguments.pth.tar":  # an object of a class: nothing of it is unpickled
+        with pytest.raises(CheckpointError):
+            entries(tmp_path, checkpoint=str(file), model="resnet10t")
+        return
+    name = None if kind == "timm.pth.tar" else "resnet10t"
+    (entry,) = entries(tmp_path, checkpoint=str(file), model=name)
+    score = evaluate(model, load("digits", "").loader("test", 256, device=CPU), 10)
+    assert entry["correct"] == score.correct and entry["loss"] == pytest.approx(score.loss, abs=1e-6)
+    with pytest.raises(CheckpointError, match="do not fit"):
+        entries(tmp_path, checkpoint=str(file), model="resnet18")
+    if name:
+        with pytest.raises(CheckpointError, match="model=NAME"):
+            entries(tmp_path, checkpoint=str(file))
+
+
+@pytest.mark.parametrize("average", ["none", "ema"])
+def test_a_checkpoint_scores_as_training_logged(tmp_path, average):
+    made = config(tmp_path, epochs=2)
+    made.trainer.average, made.trainer.average_decay, made.data.validation = average, 0.9, 0.2
+    run.train(run.prepare(made))
+    folder = only_run(tmp_path)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    summary = json.loads((folder / "summary.json").read_text())
+    last, best = (str(folder / "checkpoints" / f"{name}.pt") for name in ("last", "best"))
+    found = entries(tmp_path, checkpoint=[last, best], split="validation", batch_size=77)
+    assert found[0]["top1"] == lines[-1]["validation_top1"]
+    assert found[0]["loss"] == pytest.approx(lines[-1]["validation_loss"], abs=1e-6)
+    assert found[1]["top1"] == summary["best"]
+    found = entries(tmp_path / "test", checkpoint=best)
+    assert (found[0]["correct"], found[0]["count"]) == (summary["correct"], summary["count"])
+
+
+def test_a_folder_of_test_pictures_alone_and_unreadable_ones(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    class_folder(tmp_path / "set" / "val", count=6, size=40)
+    (tmp_path / "set" / "val" / "cat" / "broken.jpg").write_bytes(b"\xff\xd8\xff not a picture")
+    options = ["model=resnet10t", "data=folder", "data.root=set", "data.workers=0", "device=cpu", "batch_size=4"]
+    assert call(monkeypatch, "evaluate", *options) == 2
+    err = capsys.readouterr().err
+    assert "broken.jpg cannot be read" in err and err.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+    assert call(monkeypatch, "evaluate", *options, "data.unreadable=skip") == 0
+    assert "left out" in capsys.readouterr().out
+    (file,) = tmp_path.glob("runs/*/*/evaluation.json")
+    (entry,) = json.loads(file.read_text())
+    assert entry["count"] == 12 and "broken.jpg" in entry["unreadable"][0]
+    assert call(monkeypatch, "evaluate", *options, "split=train") == 2
+    assert "no pictures" in capsys.readouterr().err
+    with pytest.raises(DataError):
+        load("folder", str(tmp_path / "set"))
+
+
+@real
+@pytest.mark.parametrize("name", ["hbnet34", "resnet34", "resnet50.a1_in1k", "agdnet121"])
+def test_imagenets_preprocessing_is_timms_to_the_pixel(name):
+    root = os.path.join(os.environ["OPTNET_DATA"], "imagenet-sample")
+    asked = Evaluate(model=name, data=Data(name="imagenet", root=root), batch_size=8, device="cpu")
+    (subject,) = assess.prepare(asked).subjects
+    ours, labels = next(subject.loader(asked, CPU).batches())
+    resolved = resolve_data_config({}, model=timm.create_model(name), use_test_size=True)
+    theirs = create_loader(
+        create_dataset("torch/image_folder", root=root, split="val"), resolved["input_size"], 8, use_prefetcher=False,
+        interpolation=resolved["interpolation"], mean=resolved["mean"], std=resolved["std"],
+        crop_pct=resolved["crop_pct"], crop_mode=resolved["crop_mode"], num_workers=0, device=CPU,
+    )  # fmt: skip
+    images, targets = next(iter(theirs))
+    assert torch.equal(ours, images) and torch.equal(labels, targets)
+
+
+@real
+def test_imagenets_samples(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    root = os.path.join(os.environ["OPTNET_DATA"], "imagenet-sample")
+    options = ["data=imagenet", f"data.root={root}", "data.limit=24", "data.workers=0", "batch_size=8", "device=cpu"]
+    assert call(monkeypatch, "evaluate", "model=[hbnet34,resnet34]", *options) == 0
+    (file,) = tmp_path.glob("runs/*/*/evaluation.json")
+    found = json.loads(file.read_text())
+    assert [entry["count"] for entry in found] == [24, 24] and len(found[0]["per_class"]) == 1000
+    assert found[0]["multiply_adds"] == pytest.approx(found[1]["multiply_adds"], rel=0.01)
+
+
+def test_the_file_is_refused_before_anything_is_measured(tmp_path):
+    made = config(tmp_path, epochs=1)
+    run.train(run.prepare(made))
+    best = only_run(tmp_path) / "checkpoints" / checkpoint.BEST
+    for options in (
+        {"checkpoint": str(best), "model": "hbnet_small"},
+        {"checkpoint": [str(best)] * 2, "model": ["a"] * 3},
+    ):
+        with pytest.raises(ValueError):
+            assess.prepare(Evaluate(device="cpu", **options))
