@@ -1,16 +1,20 @@
-"""python -m optnet list | show NAME | analyse NAME: the library on a terminal. Prints; computes nothing."""
+"""python -m optnet list | show NAME | analyse NAME | signal MODEL: the library on a terminal. Computes nothing."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from optnet import analysis
+from optnet import analysis, signal
 from optnet.algorithms import find_algorithm, list_algorithms
 from optnet.errors import ConfigError, RequestError
+from optnet.initialisation import SCHEMES
 from optnet.tracing import Algorithm, trace
 from optnet.zoo import list_models
 
@@ -24,6 +28,8 @@ def main(arguments: list[str] | None = None) -> int:
             _list(console)
         elif options.command == "show":
             _show(console, find_algorithm(options.name), options.steps, options.reading)
+        elif options.command == "signal":
+            _signal(console, options)
         else:
             _analyse(console, find_algorithm(options.name), options.kappa, options.steps, options.worst_case)
     except RequestError as error:
@@ -38,6 +44,14 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("list", help="all algorithms and models")
     show = commands.add_parser("show", help="an algorithm's equations, program and coefficients")
     analyse = commands.add_parser("analyse", help="an algorithm's rate, stability and theorem")
+    signals = commands.add_parser("signal", help="how large activations and gradients start, at every depth")
+    signals.add_argument("model", help="one of ours or any of timm's")
+    signals.add_argument("options", nargs="*", help="the model's, key=value, like norm=none blocks=[18,18,18]")
+    signals.add_argument("--init", default="default", help=", ".join(SCHEMES))
+    signals.add_argument("--batch", type=int, default=16, help="pictures of noise")
+    signals.add_argument("--size", type=int, help="of the pictures; by default the model's, at most 64")
+    signals.add_argument("--seed", type=int, default=0)
+    signals.add_argument("--png", help="by default signal-MODEL-SCHEME.png")
     for command in (show, analyse):
         command.add_argument("name", help="a name, my_file.py:my_method, or a dotted path")
         command.add_argument("--steps", type=int, default=4 if command is show else 10)
@@ -120,6 +134,38 @@ def _worst_case(method: Algorithm, mu: float, L: float, steps: int, constants: d
     value = analysis.worst_case(method, mu, L, steps, metric=metric, initial=initial, **constants)
     functions = f"{mu:g}-strongly convex" if mu else "convex"
     return f"{analysis.METRICS[metric]} <= {value:.6g} {analysis.INITIAL[initial]} over all {L:g}-smooth {functions} f"
+
+
+def _signal(console: Console, options: argparse.Namespace) -> None:
+    given = dict(option.partition("=")[::2] for option in options.options)
+    if not all(given.values()) or options.batch < 2 or (options.size is not None and options.size < 1):
+        raise ConfigError("options of the model are written key=value, --batch is at least 2, --size at least 1")
+    file = Path(options.png or f"signal-{options.model}-{options.init}.png")
+    if file.suffix != ".png" or not file.absolute().parent.is_dir():
+        raise ConfigError(f"--png {file} must end in .png, in a folder that exists")
+    try:
+        shape, points = signal.of(
+            options.model, options.init, {key: _value(text) for key, text in given.items()}, batch=options.batch,
+            size=options.size, seed=options.seed,
+        )  # fmt: skip
+    except TypeError as error:
+        raise ConfigError(f"{options.model} does not take an option that is given: {error}") from None
+    title = " ".join([options.model, *options.options, f"--init {options.init}"])
+    table = Table(title=f"{title}, pictures of {shape}")
+    for column in ("depth", "input of", "activation (rms)", "gradient (relative)"):
+        table.add_column(column, justify="right")
+    for depth, point in enumerate(points, 1):
+        table.add_row(str(depth), point.layer, f"{point.activation:.3g}", f"{point.gradient:.3g}")
+    console.print(table)
+    signal.figure({options.init: points}, title).savefig(file)
+    console.print(f"drawn in {file}")
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 if __name__ == "__main__":

@@ -101,6 +101,11 @@ def initialise(
         _start_classifier(model, output_bias, labels)
 
 
+def needs_data(model: nn.Module, scheme: str) -> bool:
+    """Whether the start depends on a batch."""
+    return scheme == "lsuv" or any(parametrize.is_parametrized(layer, "weight") for layer in linear_maps(model))
+
+
 def linear_maps(model: nn.Module) -> list[Any]:
     """All convolutions and linear layers, in the order of the model."""
     return [module for module in model.modules() if isinstance(module, (_ConvNd, nn.Linear))]

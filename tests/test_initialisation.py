@@ -1,6 +1,7 @@
 """Initialisation: each scheme keeps what it promises, on our networks and on anybody's."""
 
 import math
+from pathlib import Path
 
 import pytest
 import timm
@@ -13,6 +14,8 @@ from torch.nn.utils import parametrize
 from optnet import ConfigError, create_model
 from optnet.initialisation import SCHEMES, activation_gain, initialise, linear_maps
 from optnet.layers import NORMS
+from optnet.training import run
+from optnet.training.config import Init, Model, Train
 
 WIDE = {"blocks": (2, 2), "widths": (64, 96), "in_chans": 8}
 VARIANCES = {  # of a weight with n inputs and m outputs; the activation is ReLU
@@ -160,6 +163,23 @@ def test_the_same_seed_gives_the_same_weights_and_the_default_none():
         made.append(model.stem.conv.weight)
         assert torch.equal(made[-1], before) == (scheme == "default")
     assert torch.equal(made[0], made[1])
+
+
+def test_a_run_starts_so():
+    config = Train(device="cpu", init=Init("lsuv", output_bias="frequencies"))
+    parts = run.prepare(config)
+    labels = parts.data.train.labels
+    frequencies = labels.bincount() / len(labels)
+    assert torch.allclose(parts.model.head.fc.bias.exp(), frequencies, rtol=1e-5)
+    images, _ = next(iter(parts.loader("train", config.batch_size, training=True).batches()))
+    assert all(output.var().item() == pytest.approx(1, rel=0.02) for output in outputs(parts.model, images)[:-1])
+    with pytest.raises(ConfigError, match="norm=weight"):
+        run.prepare(Train(device="cpu", model=Model(norm="weight"), init=Init("lsuv")))
+
+
+def test_every_scheme_is_an_option():
+    options = Path(__file__).parent.parent / "conf" / "init"
+    assert sorted(SCHEMES) == sorted(file.stem for file in options.glob("*.yaml"))
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from typing import Any
 from optnet.data import AUGMENTATIONS, DATA_SETS, SPLITS
 from optnet.design import COEFFICIENT_INITS, TRANSITIONS
 from optnet.errors import ConfigError
+from optnet.initialisation import OUTPUT_BIASES, SCHEMES
 from optnet.layers import FAMILIES, NORMS, PLACES
 from optnet.options import choice, number
 from optnet.recomputing import MEMORY
@@ -69,6 +70,19 @@ class Data:
     limit: int | None = number(None, 2)
     workers: int = number(0, 0, 256)
     unreadable: str = choice("fail", "fail", "skip")
+
+
+@dataclass
+class Init:
+    """``init=NAME``: how the weights start. What starts from data gets the first batch. See ``optnet.initialisation``.
+
+    ``gain`` is that of he and orthogonal, null: the activation's. ``bias`` is of all hidden layers and norms.
+    """
+
+    name: str = choice("default", *SCHEMES)
+    gain: float | None = number(None, above=0, example=1.0)
+    bias: float | None = number(None, example=0.1)
+    output_bias: str | None = choice(None, *OUTPUT_BIASES)
 
 
 @dataclass
@@ -174,6 +188,7 @@ class Train:
     model: Model = field(default_factory=Model)
     algorithm: dict[str, Any] = field(default_factory=dict)
     data: Data = field(default_factory=Data)
+    init: Init = field(default_factory=Init)
     optim: Optim = field(default_factory=Optim)
     schedule: Schedule = field(default_factory=Schedule)
     monitor: Monitor = field(default_factory=Monitor)

@@ -82,10 +82,13 @@ def prepare(config: Train, overrides: Sequence[str] = ()) -> Parts:
         trainers.try_step(config, model, data.shape)
     else:
         model, described = checkpoint.rebuild(resumed), resumed["model"]
-    model = model.to(device)
+    parts = Parts(config, device, data, model.to(device), described, resumed, note)
+    if resumed is None:
+        loader = parts.loader("train", config.batch_size, training=True)
+        setup.initialise(config.init, parts.model, loader, data.train.labels)
     if distributed.size() > 1 and config.distributed.batch_norm == "synchronise":
-        model = distributed.synchronise_norms(model)
-    return Parts(config, device, data, model, described, resumed, note)
+        parts.model = distributed.synchronise_norms(parts.model)
+    return parts
 
 
 def _check_processes(config: Train, device: torch.device) -> None:

@@ -8,12 +8,13 @@ import timm
 import torch
 from timm.optim import create_optimizer_v2, param_groups_weight_decay
 from timm.scheduler import create_scheduler_v2
-from torch import nn
+from torch import Tensor, nn
 
 import optnet.data
-from optnet.data import DataSet
+from optnet import initialisation
+from optnet.data import DataSet, Loader
 from optnet.errors import AlgorithmError, ConfigError, ModelError, RequestError
-from optnet.training.config import Data, Model, Optim, Schedule
+from optnet.training.config import Data, Init, Model, Optim, Schedule
 
 
 def device(name: str) -> torch.device:
@@ -72,6 +73,20 @@ def model(
         raise ModelError(f"model={config.name} does not take an option that is set: {error}") from None
     except RuntimeError as error:
         raise ModelError(f"model={config.name}: {str(error).splitlines()[0]}") from None
+
+
+def initialise(config: Init, network: nn.Module, loader: Loader, labels: Tensor) -> None:
+    """Starts the weights; what starts from data gets the loader's first batch.
+
+    Raises:
+        ConfigError: the scheme does not go with the model.
+    """
+    needed = initialisation.needs_data(network, config.name)
+    images = next(iter(loader.batches()))[0] if needed else None
+    initialisation.initialise(
+        network, config.name, images=images, labels=labels, gain=config.gain, bias=config.bias,
+        output_bias=config.output_bias,
+    )  # fmt: skip
 
 
 def optimizer(config: Optim, network: nn.Module, lr: float) -> torch.optim.Optimizer:
