@@ -18,6 +18,9 @@ from optnet.options import choice, number
 ORDERS = ("serial", "jacobi")
 W_STEPS = ("optimizer", "gradient", "pinv", "apg")
 
+ROWS = 256
+"""Samples whose gaps are computed at a time, so that the log costs no memory."""
+
 
 @dataclass(kw_only=True)
 class LPOMOptions(Options):
@@ -88,22 +91,26 @@ class LPOM(Lifted):
         return activation.lipschitz
 
     def sweep(self, blocks: Blocks) -> Iterator[str]:
-        n, v = len(self.layers), list(blocks.u)
-        for _ in range(self.options.sweeps):
+        n, v = len(self.layers), dict(enumerate(blocks.u))
+        for left in reversed(range(self.options.sweeps)):
+            first = blocks.u[0]
             if self.options.order == "jacobi":
-                v = [self._activations(blocks, v[k - 1], k) for k in range(1, n + 1)]
-                blocks.x[1:] = [layer.activation.phi(part) for layer, part in zip(self.layers, v, strict=True)]
+                v = {k: self._activations(blocks, blocks.u[k], v[k], k + 1) for k in range(n)}
+                blocks.x[1:] = [layer.activation.phi(v[k]) for k, layer in enumerate(self.layers)]
                 yield "x"
             else:
                 for k in range(n, 0, -1):
-                    v[k - 1] = self._activations(blocks, v[k - 1], k)
-                    blocks.x[k] = self.layers[k - 1].activation.phi(v[k - 1])
+                    moved = self._activations(blocks, blocks.u.pop(), v.pop(k - 1), k)
+                    blocks.x[k] = self.layers[k - 1].activation.phi(moved)
+                    if left:
+                        v[k - 1] = moved
+                    del moved
                     yield f"x{k}"
-            for k in range(1, n):
-                blocks.u[k] = self.layers[k](blocks.x[k])
-        del v
+            blocks.u = [first, *(layer(x) for layer, x in zip(self.layers[1:], blocks.x[1:-1], strict=True))]
+        v.clear()
+        self._measured = self.measure(blocks)
         for k in range(n):
-            self._weights(blocks, k)
+            self._weights(blocks, blocks.u.pop(0), k)
             yield f"w{k + 1}"
         self.updates += 1
         if self.scheduler is not None:
@@ -111,9 +118,9 @@ class LPOM(Lifted):
 
     # activations
 
-    def _activations(self, blocks: Blocks, v: Tensor, k: int) -> Tensor:
-        """The pre-activation of x_k after its iterations, the other blocks fixed."""
-        phi, centre, mu = self.layers[k - 1].activation, blocks.u[k - 1], self.mus[k - 1]
+    def _activations(self, blocks: Blocks, centre: Tensor, v: Tensor, k: int) -> Tensor:
+        """v with x_k = phi(v) after the iterations of x_k, the other blocks fixed; ``centre`` is u_k."""
+        phi, mu = self.layers[k - 1].activation, self.mus[k - 1]
         if k == len(self.layers):
             if phi.name == "identity" or (phi.name == "relu" and self.loss.name == "squared"):
                 return self.loss.prox(centre, blocks.y, mu)
@@ -123,23 +130,26 @@ class LPOM(Lifted):
             smooth = phi.lipschitz * self.beta(layer.activation) * rho * float(spectral_norm(layer.weight)) ** 2
         eta = 1 / (1 + smooth) if self.options.damped else 1.0
         for _ in range(self.options.iterations):
-            x = phi.phi(v)
             if k == len(self.layers):
-                pull = self.loss.gradient(x, blocks.y) / mu
+                pull = self.loss.gradient(phi.phi(v), blocks.y) / mu
             else:
-                pull = rho * (self.partner(layer.activation, layer(x)) - blocks.x[k + 1]) @ layer.weight
-            v = v + eta * (centre - pull - v)
+                ahead = self.partner(layer.activation, layer(phi.phi(v))).sub_(blocks.x[k + 1])
+                pull = (ahead @ layer.weight).mul_(rho)
+                del ahead
+            v = pull.neg_().add_(centre).sub_(v).mul_(eta).add_(v)  # in place: a step takes no more memory than SGD's
         return v
 
     # weights
 
-    def _weights(self, blocks: Blocks, k: int) -> None:
+    def _weights(self, blocks: Blocks, u: Tensor, k: int) -> None:
         layer, x, target = self.layers[k], blocks.x[k], blocks.x[k + 1]
         beta, share = self.beta(layer.activation), self.mus[k] / len(x)
-        residual = self.partner(layer.activation, blocks.u[k]) - target
+        residual = self.partner(layer.activation, u) - target
+        del u
         if self.options.w_step in ("optimizer", "gradient"):
             linear = layer.linear
-            linear.weight.grad, linear.bias.grad = share * (residual.T @ x), share * residual.sum(0)
+            residual.mul_(share)
+            linear.weight.grad, linear.bias.grad = residual.T @ x, residual.sum(0)
             if self.options.w_step == "optimizer":
                 self.optimizer.step()  # of this layer alone: the others have no gradient
             else:
@@ -172,17 +182,22 @@ class LPOM(Lifted):
     # the log
 
     def measure(self, blocks: Blocks) -> tuple[Tensor, list[Tensor]]:
-        """At the weights before their step, for which u_k is known."""
-        gaps = [
-            (layer.activation.F(x) + self.G(layer.activation, u) - x * u).sum(1).mean()
-            for layer, x, u in zip(self.layers, blocks.x[1:], blocks.u, strict=True)
-        ]
+        """At the weights for which u_k is given."""
+        gaps = []
+        for layer, *pair in zip(self.layers, blocks.x[1:], blocks.u, strict=True):
+            parts = zip(*(part.split(ROWS) for part in pair), strict=True)
+            gap = [(layer.activation.F(x) + self.G(layer.activation, u) - x * u).sum() for x, u in parts]
+            gaps.append(torch.stack(gap).sum() / len(blocks.y))
         penalty = torch.stack([mu * gap for mu, gap in zip(self.mus, gaps, strict=True)]).sum()
         return self.loss(blocks.x[-1], blocks.y).mean() + penalty, gaps
 
     def objective(self, blocks: Blocks) -> Tensor:
         u = [layer(x) for layer, x in zip(self.layers, blocks.x[:-1], strict=True)]
         return self.measure(Blocks(blocks.y, blocks.x, u))[0]
+
+    def log(self, blocks: Blocks) -> tuple[Tensor, list[Tensor]]:
+        """As measured between activations and weights, when u_k was known."""
+        return self._measured
 
     def factor(self) -> float:
         return self.options.mu

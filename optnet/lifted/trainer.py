@@ -80,9 +80,13 @@ class Lifted(ABC):
 
     @abstractmethod
     def measure(self, blocks: Blocks) -> tuple[Tensor, list[Tensor]]:
-        """For the log: the objective that the blocks descend on, and what the activations of each layer violate,
-        without the factor mu; means over the batch.
+        """The objective that the blocks descend on, and what the activations of each layer violate, without the factor
+        mu; means over the batch.
         """
+
+    def log(self, blocks: Blocks) -> tuple[Tensor, list[Tensor]]:
+        """What is measured after a sweep."""
+        return self.measure(blocks)
 
     def objective(self, blocks: Blocks) -> Tensor:
         """The objective at the weights and blocks as they are."""
@@ -127,7 +131,7 @@ class Lifted(ABC):
         blocks = self._keep(blocks) if self.full_batch else self.start(blocks)
         for _ in self.sweep(blocks):
             pass
-        objective, gaps = self.measure(blocks)
+        objective, gaps = self.log(blocks)
         measured = [torch.ones_like(objective), objective, forward, *gaps]
         self._sums = [a + b for a, b in zip(self._sums, measured, strict=True)] if self._sums else measured
         return torch.where(objective.isfinite(), loss, torch.nan), right
