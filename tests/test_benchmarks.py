@@ -12,8 +12,8 @@ ROOT = Path(__file__).parent.parent
 ROW = "HB-20 fixed"
 
 
-def benchmark(folder, *arguments):
-    command = [sys.executable, "-W", "ignore", str(ROOT / "benchmarks" / "architectures.py"), "--results", str(folder)]
+def benchmark(folder, *arguments, script="architectures.py"):
+    command = [sys.executable, "-W", "ignore", str(ROOT / "benchmarks" / script), "--results", str(folder)]
     environment = {**os.environ, "COLUMNS": "200"}
     return subprocess.run([*command, *arguments], capture_output=True, text=True, env=environment)
 
@@ -43,3 +43,31 @@ def test_architectures_refuses(arguments, tmp_path):
     done = benchmark(tmp_path, *arguments)
     assert done.returncode == 2 and not list(tmp_path.iterdir())
     assert done.stderr.splitlines()[-1].startswith("architectures.py: error: ")
+
+
+@pytest.mark.slow
+def test_an_lpom_step_lives_on_as_little_memory_as_an_sgd_step(tmp_path):
+    done = benchmark(tmp_path, "--tasks", "memory", script="trainers.py")
+    assert done.returncode == 0, done.stderr
+    measured = json.loads((tmp_path / "trainers.json").read_text())["memory"]
+    assert (measured["width"], measured["batch"]) == (2048, 1000)
+    weights = 4 * (785 * 2048 + 2 * 2049 * 2048 + 2049 * 10)
+    assert 2 * weights < measured["sgd"] < 6 * weights
+    assert measured["lpom"] <= 1.1 * measured["sgd"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("OPTNET_DATA" not in os.environ, reason="OPTNET_DATA names no folder of data sets")
+def test_trainers(tmp_path):
+    options = ["--tasks", "usps*", "--limit", "0.1", "--methods"]
+    done = benchmark(tmp_path, *options, "MAC, x10 when it gains < 5 %", script="trainers.py")
+    assert done.returncode == 0, done.stderr
+    file = tmp_path / "trainers.json"
+    results = json.loads(file.read_text())
+    run = results["runs"]["usps-autoencoder"]["MAC, x10 when it gains < 5 %"]["0"]
+    assert run["final"] < results["mean image"], "after its first iteration"
+    assert (tmp_path / "trainers-usps-autoencoder.png").stat().st_size > 5_000
+    again = benchmark(tmp_path, *options, "*%", script="trainers.py")
+    assert "< 50 %" in again.stdout and "x10 when it gains < 5 %" not in again.stdout
+    kept = json.loads(file.read_text())["runs"]["usps-autoencoder"]
+    assert kept["MAC, x10 when it gains < 5 %"]["0"] == run and len(kept) == 3

@@ -139,8 +139,8 @@ def test_the_scripts_themselves(tmp_path):
 def test_the_readmes_example(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     blocks = (ROOT / "README.md").read_text().split("```python\n")[1:]
-    example, library = (block.split("```")[0] for block in blocks)
+    example, *library = (block.split("```")[0] for block in blocks)
     (tmp_path / "my_file.py").write_text(example)
     assert len(example.splitlines()) <= 12
     assert call(monkeypatch, "train", "algorithm=my_file.py:averaged", *TINY) == 0
-    exec(library, {})
+    exec("".join(library), {})
