@@ -200,6 +200,16 @@ def test_processes_of_its_own(tmp_path):
     assert {summary["seed"] for summary in summaries} == {0, 1}
 
 
+@pytest.mark.slow
+def test_a_sweep_through_submitit(tmp_path):
+    """The launcher for clusters with its local executor: two jobs, each of which starts two processes."""
+    finished(start(tmp_path, ROOT / "train.py", "-m", "cluster=local", *SMALL, "distributed.processes=2", "seed=0,1"))
+    summaries = [json.loads(file.read_text()) for file in tmp_path.glob("runs/*/*/summary.json")]
+    assert sorted(summary["seed"] for summary in summaries) == [0, 1]
+    assert all(summary["processes"] == 2 for summary in summaries)
+    assert list(tmp_path.glob("runs/sweeps/*/.submitit"))
+
+
 @pytest.mark.parametrize("name", sorted(trainers.TRAINERS))
 def test_which_trainers_take_several_processes(name):
     made = Train(trainer=trainers.TRAINERS[name].options(), device="cpu", distributed=Distributed(processes=2))

@@ -1,9 +1,9 @@
 """Every recipe and preset: composed, built, and run for a step on made-up pictures of the right shape."""
 
+import math
 from pathlib import Path
 
 import pytest
-from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 from test_training import only_run
 
@@ -17,14 +17,12 @@ PRESETS = sorted(file.stem for file in (CONF / "debug").glob("*.yaml"))
 ROWS = ["cifar_resnet_n9", "cifar_hbnet_n9", "cifar_resnet_n18", "cifar_hbnet_n18", "cifar_densenet_L40"]
 ROWS += ["cifar_agdnet_L40", "cifar_densenet_L52", "cifar_agdnet_L52", "cifar_dmrnet", "cifar_admmnet"]
 ROWS += ["imagenet_resnet34", "imagenet_hbnet34", "imagenet_densenet121", "imagenet_agdnet121"]
-SHAPES = {"cifar": (32, 10), "imagenet": (224, 1000), "mnist": (28, 10)}
+SHAPES = {"cifar": (32, 10), "cifar10": (32, 10), "imagenet": (224, 1000), "mnist": (28, 10)}
 """Height and width, and the classes, of each recipe's pictures."""
 
 
 def composed(*overrides):
-    store = ConfigStore.instance()
-    store.store(name="train_schema", node=Train)
-    command._register_choices(store, [])
+    command.register("train", Train, [])
     return command._compose("train", Train, list(overrides), CONF)
 
 
@@ -54,7 +52,7 @@ def test_every_row_of_the_tables_has_a_recipe():
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_runs_a_step(name, tmp_path):
     recipe = composed(f"experiment={name}")
-    augment = {"mnist": "shift", "cifar": "crop_flip", "imagenet": "zoom_flip"}[name.split("_")[0]]
+    augment = {"mnist": "shift", "imagenet": "zoom_flip"}.get(name.split("_")[0], "crop_flip")
     assert recipe.data.augment == augment
     config = composed(f"experiment={name}", *tiny(name, tmp_path), "epochs=1")
     for key in ("model", "algorithm", "optim", "trainer", "lr", "batch_size"):
@@ -62,8 +60,8 @@ def test_every_experiment_runs_a_step(name, tmp_path):
     parts = run.prepare(config)
     learnable = [key for key, _ in parts.model.named_parameters() if ".coefficients." in key]
     assert bool(learnable) == (not any(family in name for family in ("resnet", "densenet", "dmrnet")))
-    run.train(parts)
-    assert (only_run(tmp_path) / "summary.json").exists()
+    loss, _ = trainers.build(config, parts.model, 10).step(*next(parts.loader("train", 4, training=True).batches()))
+    assert math.isfinite(loss) and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", ["cifar_resnet_n9", "cifar_hbnet_n18", "cifar_densenet_L40", "cifar_dmrnet"])

@@ -39,16 +39,8 @@ def run(
     sweep before the first one runs. A wrong request ends with one line on stderr and status 2.
     """
     prepared: list[Any] = []
-    store = ConfigStore.instance()
-    node = OmegaConf.structured(schema)
-    if "trainer" in node:
-        node.trainer = {}  # its keys are those of the option that is chosen; their types are checked with all others
-    store.store(name=f"{name}_schema", node=node)
     try:
-        if "algorithm" in node:
-            sys.argv[1:] = _register_choices(store, sys.argv[1:])
-        else:
-            store.repo.pop("model", None)  # here model= is a value, not an option of a group
+        sys.argv[1:] = register(name, schema, sys.argv[1:])
         asked = _arguments(sys.argv[1:])
         if asked.multirun and launched():
             raise ConfigError("-m does not go under torchrun; instead: python train.py -m distributed.processes=N ...")
@@ -89,11 +81,19 @@ def _refuse(error: Exception) -> None:
     sys.exit(2)
 
 
-def _register_choices(store: ConfigStore, arguments: list[str]) -> list[str]:
-    """Makes our models and algorithms options of their groups, and what the command line names: timm's, or a file's.
+def register(name: str, schema: type[Any], arguments: list[str]) -> list[str]:
+    """Tells Hydra the keys, our models and algorithms, and those that the command line names: timm's, or a file's.
 
     Returns the arguments with the slashes of such files written as bars: to Hydra a slash is a group in a group.
     """
+    store = ConfigStore.instance()
+    node = OmegaConf.structured(schema)
+    if "trainer" in node:
+        node.trainer = {}  # its keys are those of the option that is chosen; their types are checked with all others
+    store.store(name=f"{name}_schema", node=node)
+    if "algorithm" not in node:
+        store.repo.pop("model", None)  # here model= is a value, not an option of a group
+        return arguments
     models, algorithms = {"mlp", *list_models()}, set(list_algorithms())
     written = []
     for argument in arguments:
