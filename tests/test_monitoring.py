@@ -19,6 +19,7 @@ from optnet.monitoring import board, depth, figures
 from optnet.monitoring.conditioning import measure, training_loss
 from optnet.options import check
 from optnet.training import loop, run, trainers
+from optnet.training.config import Backprop, Model
 from optnet.training.config import Monitor as Options
 from optnet.training.monitor import Monitor, gradient_norms
 
@@ -166,9 +167,10 @@ def events(folder):
     return EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0, "histograms": 0}).Reload()
 
 
-def watched(tmp_path, epochs=3, **options):
+def watched(tmp_path, epochs=3, model=None, trainer=None, **options):
     monitor = Options(**{"every": 10, "conditioning": 20, "lanczos": 2, "figures": "epoch", **options})
-    made = config(tmp_path, epochs=epochs, monitor=monitor, batch_size=64)
+    parts = {"model": model or Model(**TINY), "trainer": trainer or Backprop()}
+    made = config(tmp_path, epochs=epochs, monitor=monitor, batch_size=64, **parts)
     check(made)
     run.train(run.prepare(made))
     return only_run(tmp_path)
@@ -181,13 +183,15 @@ def test_every_promised_tag_has_its_points(tmp_path):
     steps = {tag: [point.step for point in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
     every_epoch = ["train/loss", "train/top1", "validation/loss", "validation/top1", "validation/top5", "optim/lr"]
     every_epoch += ["time/images_per_second", "memory/peak_bytes", "time/monitor_seconds"]
-    parts = ("all", "stem", "stages.0", "stages.1", "head", "coefficients")
-    every_epoch += [f"gradient_norm/{part}" for part in parts]  # 21 steps an epoch: each has a tenth one
-    every_epoch += ["movement/stages.0.steps/001", "movement/stages.1.steps/001", "movement/stages.1.steps/002"]
-    conditioning = ["gg", "gHg", "predicted_change", "most_negative_curvature"]
-    every_epoch += [f"conditioning/{name}" for name in conditioning]
     for tag in every_epoch:
         assert steps.pop(tag) == [1, 2, 3], tag
+    parts = ("all", "stem", "stages.0", "stages.1", "head", "coefficients")
+    every_tenth = [f"gradient_norm/{part}" for part in parts]
+    every_tenth += ["movement/stages.0.steps/001", "movement/stages.1.steps/001", "movement/stages.1.steps/002"]
+    for tag in every_tenth:
+        assert steps.pop(tag) == [10, 20, 30, 40, 50, 60], tag
+    for name in ("gg", "gHg", "predicted_change", "most_negative_curvature"):
+        assert steps.pop(f"conditioning/{name}") == [20, 40, 60], name
     for tag in [tag for tag in steps if tag.startswith("coefficients/")]:
         assert steps.pop(tag) == [1, 2, 3]
     for name in ("best", "final", "parameters", "train_seconds"):
@@ -218,6 +222,19 @@ def test_what_is_switched_off_is_not_there(tmp_path):
     assert not found.Tags()["images"] and not found.Tags()["graph"] and not found.Tags()["histograms"]
 
 
+def test_what_cannot_be_differentiated_twice_trains_all_the_same(tmp_path):
+    folder = watched(tmp_path, epochs=1, model=Model(**TINY, memory="checkpoint"))
+    found = events(folder)
+    assert "conditioning/text_summary" in found.Tags()["tensors"]
+    assert not [tag for tag in found.Tags()["scalars"] if tag.startswith("conditioning")]
+    assert len(found.Scalars("gradient_norm/all")) == 2
+
+
+def test_averaged_weights_are_watched_too(tmp_path):
+    found = events(watched(tmp_path, epochs=1, trainer=Backprop(average="ema")))
+    assert len(found.Scalars("gradient_norm/all")) == 2 and len(found.Scalars("conditioning/gg")) == 1
+
+
 def test_watching_changes_no_number(tmp_path):
     one = watched(tmp_path / "one", epochs=2)
     two = watched(tmp_path / "two", epochs=2, every=0, conditioning=0, figures="none", graph=False)
@@ -230,8 +247,9 @@ def test_a_resumed_run_has_no_point_twice(tmp_path):
     time.sleep(1.1)  # TensorBoard orders the event files of one process by the second
     run.train(run.prepare(run.Train(resume=str(folder), epochs=4), ["resume=x", "epochs=4"]))
     found = events(folder)
-    for tag in ("gradient_norm/all", "movement/stages.0.steps/001", "conditioning/gg", "memory/peak_bytes"):
-        assert [point.step for point in found.Scalars(tag)] == [1, 2, 3, 4]
+    points = {tag: [point.step for point in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
+    assert points["gradient_norm/all"] == points["movement/stages.0.steps/001"] == list(range(10, 81, 10))
+    assert points["conditioning/gg"] == [20, 40, 60, 80] and points["memory/peak_bytes"] == [1, 2, 3, 4]
     assert [point.step for point in found.Images("predictions")] == [4]  # as of a run of four epochs
 
 

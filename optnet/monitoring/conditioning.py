@@ -45,7 +45,7 @@ def measure(loss: Callable[[Point], Tensor], point: Point, steps: int = 5) -> Co
     """
     gradient, product = vjp(grad(loss), point)  # type: ignore[misc]  # the product is v'H, and H is symmetric
     g = _detached(gradient)
-    gg = _dot(g, g)
+    gg = _dot(g, g) if g else 0.0
     if gg == 0:
         return Conditioning(0.0, 0.0, 0.0, g)
     v = _scaled(g, gg**-0.5)
@@ -77,9 +77,11 @@ def measure(loss: Callable[[Point], Tensor], point: Point, steps: int = 5) -> Co
 def training_loss(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Callable[[Point], Tensor], Point]:
     """The mean cross-entropy of a batch as a function of the trainable parameters, and where they are.
 
-    Norms use the batch's statistics, as in training, and random layers draw the same numbers each time; the model's own
-    buffers and the random state stay as they are. Images are (batch, channels, height, width).
+    Norms use the batch's statistics, as in training (their running ones, if they are synchronised over processes), and
+    random layers draw the same numbers each time; the model's own buffers and the random state stay as they are. Images
+    are (batch, channels, height, width).
     """
+    synchronised = [module for module in model.modules() if isinstance(module, nn.SyncBatchNorm)]
     point = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
     fixed = {name: p.detach() for name, p in model.named_parameters() if not p.requires_grad}
     buffers = dict(model.named_buffers())
@@ -88,7 +90,12 @@ def training_loss(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Cal
         own: dict[str, Any] = {name: buffer.clone() for name, buffer in buffers.items()}
         with torch.random.fork_rng(devices=[images.device] if images.device.type == "cuda" else []):
             torch.manual_seed(0)
+            training = [norm.training for norm in synchronised]
+            for norm in synchronised:  # the other processes do not look on
+                norm.eval()
             logits = functional_call(model, {**parameters, **fixed, **own}, (images,))
+            for norm, mode in zip(synchronised, training, strict=True):
+                norm.train(mode)
         return F.cross_entropy(logits, labels)
 
     return loss, point

@@ -26,8 +26,7 @@ OPEN = ("algorithm", "trainer", "model.kwargs")
 class Monitor(Observer):
     """Gradient norms, movement by depth, conditioning, histograms, figures, graph, hyperparameters.
 
-    Numbers are taken every so many steps and written at the epoch's end, as their mean over the epoch: TensorBoard has
-    one axis, the epoch, which going on with a run can cut. ``config.monitor`` says how often.
+    ``config.monitor`` says how often. What is looked at every so many steps is written at its step, the rest at its epoch.
 
     Attributes:
         seconds: spent here on steps and epochs so far; what a run's beginning and end take is not counted.
@@ -43,7 +42,7 @@ class Monitor(Observer):
         self.memory = memory
         self.probe, self.labels = _first(data, "train", self.options.images, device)
         self.shown, self.shown_labels = _first(data, "validation", self.options.images, device)
-        self.seen: dict[str, list[Tensor | float]] = {}
+        self.conditions = self.options.conditioning > 0
         self.seconds = 0.0
 
     def on_start(self, progress: Progress, trainer: Trainer) -> None:
@@ -57,18 +56,18 @@ class Monitor(Observer):
         options = self.options
         if options.every and progress.updates % options.every == 0:
             with self._timed():
-                self._note(gradient_norms(trainer.model))
+                for tag, value in gradient_norms(_trained(trainer)).items():
+                    self.events.add_scalar(tag, value, progress.updates)
                 for stage, norms in depth.movements(trainer.model, self.probe).items():
-                    self._note({f"movement/{stage}/{k + 1:03d}": norm for k, norm in enumerate(norms)})
-        if options.conditioning and progress.updates % options.conditioning == 0:
+                    for k, norm in enumerate(norms, 1):
+                        self.events.add_scalar(f"movement/{stage}/{k:03d}", norm, progress.updates)
+        if self.conditions and progress.updates % options.conditioning == 0:
             with self._timed():
-                self._note(self._conditioning(trainer))
+                for tag, number in self._conditioning(trainer).items():
+                    self.events.add_scalar(tag, number, progress.updates)
 
     def on_epoch(self, progress: Progress, trainer: Trainer) -> None:
         with self._timed():
-            for tag, values in self.seen.items():
-                self.events.add_scalar(tag, sum(map(float, values)) / len(values), progress.epoch)
-            self.seen.clear()
             self.events.add_scalar("memory/peak_bytes", self.memory(), progress.epoch)
             if self.options.histograms == "epoch":
                 self._histograms(trainer.model, progress.epoch)
@@ -92,15 +91,15 @@ class Monitor(Observer):
         yield
         self.seconds += time.perf_counter() - began
 
-    def _note(self, values: dict[str, Tensor] | dict[str, float]) -> None:
-        for tag, value in values.items():
-            self.seen.setdefault(tag, []).append(value)
-
     def _conditioning(self, trainer: Trainer) -> dict[str, float]:
-        loss, point = conditioning.training_loss(trainer.model, self.probe, self.labels)
-        if not point:
+        """Empty, from then on, for a model that cannot be differentiated twice; TensorBoard's text says why."""
+        try:
+            loss, point = conditioning.training_loss(_trained(trainer), self.probe, self.labels)
+            found = conditioning.measure(loss, point, self.options.lanczos)
+        except RuntimeError as error:
+            self.conditions = False
+            self.events.add_text("conditioning", f"cannot be measured here: {str(error).splitlines()[0]}")
             return {}
-        found = conditioning.measure(loss, point, self.options.lanczos)
         eps = trainer.scalars().get("optim/lr", self.config.lr)
         return {
             "conditioning/gg": found.gg, "conditioning/gHg": found.gHg,
@@ -124,6 +123,12 @@ class Monitor(Observer):
             self.shown, self.shown_labels, logits, self.data.classes, self.data.mean, self.data.std
         )
         self.events.add_figure("predictions", drawn, epoch)
+
+
+def _trained(trainer: Trainer) -> nn.Module:
+    """The network whose weights are updated: the model itself, unless that is their average."""
+    network: nn.Module = getattr(trainer, "network", trainer.model)
+    return network
 
 
 def gradient_norms(model: nn.Module) -> dict[str, Tensor]:
