@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import field, fields, is_dataclass
+from dataclasses import MISSING, field, fields, is_dataclass
 from typing import Any
 
 from optnet.errors import ConfigError
@@ -18,6 +18,22 @@ def number(
 
 def choice(default: str | None, *options: str) -> Any:
     return field(default=default, metadata={"options": options})
+
+
+def example(config: Any, key: str) -> Any:
+    """A valid value of a dotted key of ``config``: its example, its value now, its first choice or its lowest value."""
+    *path, name = key.partition("[")[0].split(".")
+    for part in path:
+        config = getattr(config, part)
+    limits = type(config).__dataclass_fields__[name].metadata
+    default = type(config).__dataclass_fields__[name].default
+    known = (
+        limits.get("example"),
+        None if default is MISSING else default,
+        *limits.get("options", ()),
+        limits.get("low"),
+    )
+    return next((value for value in known if value is not None), "null" if default is None else getattr(config, name))
 
 
 def check(config: Any, prefix: str = "") -> None:
@@ -39,5 +55,5 @@ def check(config: Any, prefix: str = "") -> None:
             if not math.isfinite(value) or not low <= value <= high or (above is not None and value <= above):
                 lower = f"greater than {above:g}" if above is not None else f"at least {low:g}"
                 upper = f" and at most {high:g}" if high < math.inf else ""
-                example = next(x for x in (limits["example"], key.default, low) if x is not None)
-                raise ConfigError(f"{name}={value} is out of range; it must be {lower}{upper}, like {example}")
+                like = example(config, key.name)
+                raise ConfigError(f"{name}={value} is out of range; it must be {lower}{upper}, like {like}")

@@ -17,14 +17,14 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException, ValidationError
 
 from optnet.algorithms import find_algorithm, list_algorithms
 from optnet.errors import AlgorithmError, ConfigError, RequestError
 from optnet.options import check
-from optnet.training.config import Evaluate, Train
+from optnet.training.config import Data, Evaluate, Train
 from optnet.training.distributed import launched, launched_first
-from optnet.training.trainers import typed
+from optnet.training.trainers import typed, wrong_type
 from optnet.zoo import list_models
 
 Prepare = Callable[[Any, Sequence[str]], Any]
@@ -140,6 +140,10 @@ def _compose(name: str, schema: type[Any], overrides: list[str], conf: Path) -> 
     except (HydraException, OmegaConfBaseException, ValueError, TypeError, AssertionError) as error:
         if isinstance(error, RequestError):
             raise
+        if isinstance(error.__cause__, ValidationError) and error.__cause__.full_key:
+            defaults = schema()
+            defaults.data = defaults.data or Data()  # evaluate.py takes a checkpoint's own
+            raise wrong_type(error.__cause__, defaults) from None
         raise ConfigError(_one_line(error)) from None
 
 

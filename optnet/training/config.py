@@ -203,8 +203,8 @@ class Train:
 class Evaluate:
     """The keys of ``evaluate.py``. ``checkpoint`` and ``model`` are a name or a list of names."""
 
-    checkpoint: Any = None
-    model: Any = None
+    checkpoint: Any = field(default=None, metadata={"example": "best.pt"})
+    model: Any = field(default=None, metadata={"example": "hbnet34"})
     pretrained: bool = False
     split: str = choice("test", *SPLITS)
     batch_size: int = number(256, 1)

@@ -9,10 +9,12 @@ from typing import Any, cast
 
 import torch
 from omegaconf import OmegaConf
+from omegaconf.errors import ValidationError
 from torch import nn
 
 from optnet import lifted
 from optnet.errors import ConfigError, ModelError, RequestError
+from optnet.options import example
 from optnet.training import setup
 from optnet.training.averaging import Recalibration, average
 from optnet.training.backprop import PRECISIONS, Backpropagation
@@ -89,7 +91,7 @@ def typed(schema: type[Any], content: Any) -> Any:
     """A composed or stored configuration as objects, its trainer's options among them; every type is checked.
 
     Raises:
-        ConfigError: there is no such trainer. OmegaConfBaseException: a key or a value's type does not fit.
+        ConfigError: there is no such trainer, or a value is of the wrong type. OmegaConfBaseException: an unknown key.
     """
     base = OmegaConf.structured(schema)
     if "trainer" in base:
@@ -97,7 +99,16 @@ def typed(schema: type[Any], content: Any) -> Any:
         if name not in TRAINERS:
             raise ConfigError(f"trainer.name={name} is unknown; it is one of {', '.join(TRAINERS)}")
         base.trainer = OmegaConf.structured(TRAINERS[name].options)
-    return OmegaConf.to_object(OmegaConf.merge(base, content))
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(base, content))
+    except ValidationError as error:
+        raise wrong_type(error, OmegaConf.to_object(base)) from None
+
+
+def wrong_type(error: ValidationError, defaults: Any) -> ConfigError:
+    """Names the key, the value that is of the wrong type, and one of the right type."""
+    key, value = str(error.full_key), getattr(error, "value", "")
+    return ConfigError(f"{key}={value} is of the wrong type; give one like {example(defaults, key)}")
 
 
 def build(config: Train, model: nn.Module, steps: int) -> Trainer:

@@ -1,0 +1,112 @@
+"""Wrong requests, by the tree of the configuration: every key with a wrong type, out of range, or missing as a path."""
+
+from dataclasses import fields, is_dataclass
+
+import pytest
+from test_command import call
+
+from optnet.options import example
+from optnet.training.config import Data, Evaluate, Train
+from optnet.training.trainers import TRAINERS
+
+OWN = {
+    "name": "name=../x", "device": "device=nonsense", "resume": "resume=nonsense", "runs": "runs=notes.txt",
+    "batch_milestones": "batch_milestones=[0.5,3]", "schedule.milestones": "schedule.milestones=[0.5,3]",
+    "model.name": "model.name=nonsense", "model.blocks": "model.blocks=[0,1,1]", "model.widths": "model.widths=[0,8,8]",
+    "model.hidden": "model=mlp model.hidden=[0]", "model.act_layer": "model.act_layer=nonsense",
+    "data.root": "data=folder data.root=nonsense", "optim.name": "optim.name=nonsense",
+    "optim.kwargs": "optim.kwargs={nonsense:1}", "model.kwargs": "+model.kwargs.nonsense=nonsense",
+    "trainer.name": "trainer.name=nonsense", "checkpoint": "checkpoint=nonsense.pt", "model": "model=nonsense",
+    "output": "output=notes.txt/a.json",
+}  # fmt: skip
+"""What is out of range, or missing, of keys whose range is not written in the schema."""
+UNBOUNDED = {"algorithm"}
+"""Groups whose keys differ from option to option; see test_command.py."""
+
+
+def leaves(config, prefix=""):
+    """(dotted key, field) of every value in a tree of dataclasses."""
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if is_dataclass(value):
+            yield from leaves(value, f"{prefix}{field.name}.")
+        else:
+            yield f"{prefix}{field.name}", field
+
+
+def tree():
+    """(program, options that come first, tree, dotted key, field) of every key of both programs."""
+    evaluation = Evaluate(data=Data())
+    for key, field in leaves(Train()):
+        yield "train", (), Train(), key, field
+    for name, kind in TRAINERS.items():
+        if name != "backprop":
+            for key, field in leaves(kind.options(), "trainer."):
+                yield "train", (f"trainer={name}",), Train(trainer=kind.options()), key, field
+    for key, field in leaves(evaluation):
+        first = ("data=digits",) if key.startswith("data.") else ()
+        yield "evaluate", (*first, *([] if key == "model" else ["model=hbnet_small"])), evaluation, key, field
+
+
+def wrong_type(field):
+    kind = str(field.type)
+    if "bool" in kind:
+        return "maybe"
+    if "list" in kind or ("str" not in kind and ("int" in kind or "float" in kind)):
+        return "nonsense"
+    return "3" if kind.startswith("dict") or kind == "Any" else "[1,2]"
+
+
+def out_of_range(field):
+    limits = field.metadata
+    if "options" in limits:
+        return "nonsense"
+    if "low" in limits:
+        if limits["above"] is not None:
+            return limits["above"]
+        return limits["low"] - 1 if limits["low"] > -float("inf") else limits["high"] + 1
+    return None
+
+
+TREE = list(tree())
+CASES = [
+    pytest.param(
+        program, (*first, f"{key}={wrong_type(field)}"), config, key, id=f"{program}-{' '.join(first)}-{key}-type"
+    )
+    for program, first, config, key, field in TREE
+    if key not in UNBOUNDED
+]
+CASES += [
+    pytest.param(
+        program, (*first, f"{key}={out_of_range(field)}"), config, key, id=f"{program}-{' '.join(first)}-{key}-range"
+    )
+    for program, first, config, key, field in TREE
+    if out_of_range(field) is not None
+]
+CASES += [
+    pytest.param(program, (*first, *OWN[key].split()), None, key, id=f"{program}-{key}-own")
+    for program, first, config, key, field in TREE
+    if key in OWN
+]
+
+
+@pytest.mark.parametrize(("program", "request_", "config", "key"), CASES)
+def test_wrong_values_of_every_key(program, request_, config, key, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("OPTNET_DATA", raising=False)
+    (tmp_path / "notes.txt").write_text("mine")
+    assert call(monkeypatch, program, *request_) == 2
+    out, err = capsys.readouterr()
+    assert err.startswith("error: ") and err.count("\n") == 1 and not out, err
+    bad = request_[-1].partition("=")[2]
+    plain = err.replace(" ", "").replace("'", "")
+    assert bad.strip("[]{}").split(",")[-1].split(":")[0] in plain, f"the bad value {bad} is not in: {err}"
+    if config is not None and not (key == "name" or key.endswith(".name")):
+        assert str(example(config, key)) in err or "one of" in err, f"no valid value in: {err}"
+    assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_every_key_has_a_wrong_value():
+    for _, _, _, key, field in TREE:
+        free = "bool" in str(field.type) or key in UNBOUNDED
+        assert free or key in OWN or out_of_range(field) is not None, f"{key}: nothing says which values are wrong"
