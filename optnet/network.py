@@ -235,8 +235,8 @@ class Network(nn.Module):
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        """The learnable coefficients: decay would pull them off the algorithm."""
-        return {name for name, _ in self.named_parameters() if ".coefficients." in name}
+        """The coefficients, which decay would pull off the algorithm, and weight norm's scales, like other norms'."""
+        return {n for n, _ in self.named_parameters() if ".coefficients." in n or n.endswith(".weight.original0")}
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:

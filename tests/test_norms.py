@@ -104,6 +104,20 @@ def test_groups_have_16_channels_or_few_more(chs, groups):
     assert GroupNorm(chs).num_groups == groups
 
 
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+@pytest.mark.parametrize("norm", NORMS)
+def test_pytorch_accepts_every_norm(norm):
+    model = build("basic", norm).eval()
+    wanted = model(X)
+    torch._dynamo.reset()
+    assert torch.allclose(torch.compile(model, fullgraph=True, backend="aot_eager")(X), wanted)
+    assert torch.allclose(torch.export.export(model, (X,)).module()(X), wanted)
+    if norm != "weight":  # TorchScript does not know parametrizations
+        assert torch.allclose(torch.jit.script(model)(X), wanted)
+    scales = [name for name in model.no_weight_decay() if ".coefficients." not in name]
+    assert bool(scales) == (norm == "weight")
+
+
 @pytest.mark.parametrize("layer", [name for name, family in FAMILIES.items() if family.places == ("before",)])
 def test_a_place_that_the_family_does_not_have(layer):
     algorithm = "nesterov_dense" if layer.startswith("dense") else "heavy_ball"

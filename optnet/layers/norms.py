@@ -1,7 +1,5 @@
 """The norms by the name that ``norm=`` takes. The scale of a sum goes into a norm's affine map, behind normalising."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

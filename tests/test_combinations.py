@@ -1,0 +1,38 @@
+"""Every initialisation scheme with every family and norm: 50 steps on the digits, all finite, or refused."""
+
+import pytest
+import torch
+
+from optnet import RequestError
+from optnet.initialisation import SCHEMES
+from optnet.layers import FAMILIES, NORMS
+from optnet.training import run
+from optnet.training.config import Data, Init, Model, Monitor, Train
+
+MODELS = {"plain": "gdnet_small", "dense": "agdnet_small", "dense_bc": "agdnet_small"}
+NETWORKS = {layer: Model(MODELS.get(layer, "hbnet_small"), layer=layer) for layer in FAMILIES}
+NETWORKS["two streams"] = Model("admmnet_small")
+REFUSED = {("weight", "lsuv")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("network", NETWORKS)
+def test_fifty_steps(network, norm, scheme, tmp_path):
+    model = Model(**{**vars(NETWORKS[network]), "norm": norm})
+    config = Train(
+        epochs=10, max_steps=50, batch_size=32, lr=0.01, device="cpu", progress=False, runs=str(tmp_path / "runs"),
+        model=model, data=Data(limit=400), init=Init(scheme),
+        monitor=Monitor(every=0, conditioning=0, figures="none", graph=False),
+    )  # fmt: skip
+    if (norm, scheme) in REFUSED:
+        with pytest.raises(RequestError, match="norm=weight") as error:
+            run.prepare(config)
+        assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
+        return
+    parts = run.prepare(config)
+    run.train(parts)  # ends the process if the loss is not finite
+    assert all(value.isfinite().all() for value in parts.model.state_dict().values())
+    last = torch.load(next(tmp_path.rglob("last.pt")), weights_only=True)
+    assert last["progress"]["updates"] == 50
