@@ -19,6 +19,7 @@ from optnet.lifted import (
     Penalty,
     PenaltyOptions,
 )  # fmt: skip
+from optnet.lifted.chain import PLAIN, read
 from optnet.lifted.fit import fit
 from optnet.lifted.linalg import (
     augment,
@@ -321,7 +322,15 @@ def conv():
     return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4, 2))
 
 
+@pytest.mark.parametrize("kind", [kind for kind in PLAIN if kind not in (nn.SiLU, nn.GELU)])
+def test_torchs_activations_are_ours(kind):
+    t = torch.linspace(-6, 6, 999)
+    (layer,) = read(nn.Sequential(nn.Flatten(), nn.Linear(2, 2), nn.Dropout(0.0), kind()))
+    assert torch.allclose(layer.activation.phi(t), kind()(t), atol=1e-12)
+
+
 BAD = {
+    "softplus of another slope": lambda: LPOM(nn.Sequential(nn.Linear(2, 2), nn.Softplus(2.0)), LPOMOptions()),
     "decreasing": lambda: LPOM(net("gelu"), LPOMOptions()),
     "decreasing torch layer": lambda: LPOM(nn.Sequential(nn.Linear(2, 2), nn.SiLU()), LPOMOptions()),
     "decreasing, your own": lambda: own(torch.sin),
@@ -351,6 +360,15 @@ def test_bad_requests_get_one_line(name):
     with pytest.raises(optnet.RequestError) as error:
         BAD[name]()
     assert "\n" not in str(error.value) and len(str(error.value)) > 20
+
+
+@pytest.mark.parametrize(
+    "kind, options", [*FIXED, (Penalty, PenaltyOptions())], ids=lambda part: getattr(part, "__name__", "")
+)
+def test_what_is_not_finite_is_said_by_nan(kind, options):
+    images, labels = problem()
+    loss, _ = kind(net(), options).step(images * torch.nan, labels)
+    assert loss.isnan()
 
 
 def test_a_diverging_step_says_nan():

@@ -54,13 +54,21 @@ PLAIN: dict[type[nn.Module], Callable[[Any], Activation]] = {
     nn.ELU: lambda m: objectives.elu(m.alpha),
     nn.Sigmoid: lambda m: objectives.sigmoid(),
     nn.Tanh: lambda m: objectives.tanh(),
-    nn.Softplus: lambda m: objectives.softplus(),
+    nn.Softplus: lambda m: _softplus(m),
     nn.Softsign: lambda m: objectives.softsign(),
     nn.Softshrink: lambda m: objectives.soft_threshold(m.lambd),
     nn.SiLU: lambda m: objectives.swish(),
     nn.GELU: lambda m: objectives.gelu(),
 }
 """torch's activations and ours."""
+
+
+def _softplus(module: nn.Softplus) -> Activation:
+    if module.beta != 1:
+        raise ModelError(
+            f"a lifted trainer takes Softplus with beta=1 alone, not {module.beta}; use optnet.objectives.own"
+        )
+    return objectives.softplus()
 
 
 def read(model: nn.Module) -> list[Layer]:

@@ -115,7 +115,7 @@ class Lifted(ABC):
         """One sweep over the blocks of a batch (batch, ...), whose ``labels`` are classes, or targets (batch, outputs).
 
         Returns the mean loss of the network's forward pass before the sweep, and the number of right answers. The loss
-        is the cross-entropy in nats, or the trainer's own for targets; NaN once the lifted objective is not finite.
+        is the cross-entropy in nats, or the trainer's own for targets; NaN once a block or the objective is not finite.
 
         Raises:
             DataError: a label names none of the network's outputs.
@@ -129,8 +129,11 @@ class Lifted(ABC):
             right = (outputs.argmax(1) == labels).sum()
         loss = forward if labels.is_floating_point() else F.cross_entropy(outputs, labels)
         blocks = self._keep(blocks) if self.full_batch else self.start(blocks)
-        for _ in self.sweep(blocks):
-            pass
+        try:
+            for _ in self.sweep(blocks):
+                pass
+        except torch.linalg.LinAlgError:  # a block has no finite minimiser any more
+            return torch.full_like(loss, torch.nan), right
         objective, gaps = self.log(blocks)
         measured = [torch.ones_like(objective), objective, forward, *gaps]
         self._sums = [a + b for a, b in zip(self._sums, measured, strict=True)] if self._sums else measured
