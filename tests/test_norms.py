@@ -4,13 +4,15 @@ import copy
 
 import pytest
 import torch
+from methods import OWN
 from test_network import LAYERED, SMALL, pictures, settle
+from timm.layers import convert_sync_batchnorm, freeze_batch_norm_2d
 from torch import nn
 
 from optnet import ModelError, convert, create_model
 from optnet.layers import FAMILIES, NORMS
 from optnet.layers.convolution import Conv2d
-from optnet.layers.norms import GroupNorm, MeanOnlyBatchNorm2d
+from optnet.layers.norms import BatchNorm2d, GroupNorm, MeanOnlyBatchNorm2d
 
 X = pictures(8).double()
 PLACED = [(family, norm, None) for family in LAYERED for norm in NORMS]
@@ -137,3 +139,45 @@ def test_only_batch_norms_convert_to_timm():
     options = {"blocks": (2, 2, 2, 2), "widths": (64, 128, 256, 512), "stem": "imagenet", "norm": "group"}
     with pytest.raises(ModelError, match="norm=group"):
         convert.to_timm(create_model("heavy_ball", **options))
+
+
+TAKES_ITS_PLACE = {
+    "synchronised": convert_sync_batchnorm,
+    "synchronised by torch": nn.SyncBatchNorm.convert_sync_batchnorm,
+    "frozen": freeze_batch_norm_2d,
+}
+
+
+@pytest.mark.parametrize("how", TAKES_ITS_PLACE)
+@pytest.mark.parametrize("per_channel", [False, True])
+@pytest.mark.parametrize("family", ["basic", "bottleneck", "preact_basic", "dense", "two streams"])
+def test_norms_that_others_put_in_their_place_compute_the_same(family, per_channel, how):
+    model = build(family, "batch", coefficient_init="algorithm", per_channel=per_channel)
+    before, state = model(X), {name: value.clone() for name, value in model.state_dict().items()}
+    model = TAKES_ITS_PLACE[how](model)
+    assert not any(type(module) is BatchNorm2d for module in model.modules())
+    assert state.keys() - {name for name in state if "num_batches" in name} <= model.state_dict().keys()
+    torch.testing.assert_close(model(X), before)
+
+
+@pytest.mark.parametrize("options", [{}, {"momentum": None}, {"track_running_stats": False}])
+def test_our_batch_norm_is_torchs(options):
+    ours, theirs = BatchNorm2d(3, **options).double(), nn.BatchNorm2d(3, **options).double()
+    x = torch.randn(3, 4, 3, 5, 5, dtype=torch.float64)
+    for training in (True, True, False):
+        ours.train(training), theirs.train(training)
+        torch.testing.assert_close(ours(x[0], torch.tensor(2.0)), 2 * theirs(x[0]))
+    for name, value in theirs.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[name], value)
+
+
+def test_activations_with_parameters_are_where_the_model_is():
+    made = create_model("heavy_ball", **SMALL, act_layer="prelu", dtype=torch.float64)
+    assert {p.dtype for p in made.parameters()} == {torch.float64} and made(X).shape == (8, 10)
+    assert all(p.is_meta for p in create_model("heavy_ball", **SMALL, act_layer="prelu", device="meta").parameters())
+
+
+@pytest.mark.parametrize("layer", ["dense", "dense_bc"])
+def test_dense_layers_refuse_a_second_operator_on_the_start(layer):
+    with pytest.raises(ModelError, match="for a starting point"):
+        create_model(OWN[4], **SMALL, layer=layer, reading="map")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from optnet.emitting import Call, LayerFactory
+from optnet.errors import ModelError
 from optnet.layers.family import Family
 
 
@@ -70,6 +71,17 @@ class Dense(Family):
         """Channels of x_0, behind the transition."""
         return self.in_chs if self.first else int(self.in_chs * self.compression)
 
+    def P(self) -> LayerFactory:
+        return LayerFactory(self._tail)
+
+    def _tail(self, call: Call) -> nn.Module:
+        """Raises:
+        ModelError: the call is of a starting point, which has another width than what P gives.
+        """
+        if call.starts[0]:
+            raise ModelError(f"dense layers have no {call.operator} for a starting point; use another layer=")
+        return self._activation(call)
+
     def shortcut(self) -> nn.Module | None:
         return None
 
@@ -94,5 +106,5 @@ class DenseBC(Dense):
         chs = self.bottleneck * self.width
         return LayerFactory(lambda call: DenseSum(self, self.sum_chs(call), chs, 1), weighted=True, sums=True)
 
-    def P(self) -> LayerFactory:
-        return LayerFactory(lambda call: DenseTail(self, self.bottleneck * self.width))
+    def _activation(self, call: Call) -> nn.Module:
+        return DenseTail(self, self.bottleneck * self.width)

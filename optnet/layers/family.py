@@ -131,7 +131,7 @@ class Family:
 
     def act(self, inplace: bool = True) -> nn.Module:
         """The activation; in place behind a norm or a convolution, which have no use for their output any more."""
-        return self.style.act_layer(inplace=inplace)
+        return self.style.act_layer(inplace=inplace).to(**self.style.dd)
 
     def first_act(self) -> nn.Module:
         """The activation of a layer that begins with norm and activation: without a norm its input is not its own."""

@@ -14,10 +14,13 @@ class BatchNorm2d(nn.BatchNorm2d):
     def forward(self, input: Tensor, scale: Tensor | None = None) -> Tensor:
         weight = self.weight if scale is None else self.weight * scale
         bias = self.bias if scale is None else self.bias * scale
+        momentum = 0.0 if self.momentum is None else self.momentum
         if self.training and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
-        momentum = 0.1 if self.momentum is None else self.momentum
-        return F.batch_norm(input, self.running_mean, self.running_var, weight, bias, self.training, momentum, self.eps)
+            if self.momentum is None:  # torch's cumulative mean
+                momentum = 1.0 / float(self.num_batches_tracked)
+        training = self.training or self.running_mean is None
+        return F.batch_norm(input, self.running_mean, self.running_var, weight, bias, training, momentum, self.eps)
 
 
 class MeanOnlyBatchNorm2d(nn.Module):
@@ -76,6 +79,13 @@ class Unnormed(nn.Module):
 
     def forward(self, input: Tensor, scale: Tensor | None = None) -> Tensor:
         return input
+
+
+def scaled(norm: nn.Module, x: Tensor, scale: Tensor | None) -> Tensor:
+    """``scale * norm(x)``, through the norm's affine map; behind it if a frozen or synchronised norm took its place."""
+    if isinstance(norm, BatchNorm2d | MeanOnlyBatchNorm2d | GroupNorm | Unnormed):
+        return norm(x, scale)
+    return norm(x) if scale is None else norm(x) * scale.type_as(x).reshape(-1, 1, 1)
 
 
 NORMS: dict[str, type[nn.Module] | None] = {

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from optnet.emitting import Call, LayerFactory
 from optnet.layers.family import Family
-from optnet.layers.norms import Unnormed
+from optnet.layers.norms import Unnormed, scaled
 
 
 def _places(into_norm: bool, weights: list[Tensor] | None) -> tuple[Tensor | None, Tensor | None]:
@@ -29,7 +30,8 @@ class BasicBranch(nn.Module):
     def forward(self, x: list[Tensor], weights: list[Tensor] | None = None) -> Tensor:
         into_conv, into_norm = _places(self.scales_norm, weights)
         out = self.act1(self.bn1(self.conv1(x[0])))
-        return self.bn2(self.conv2(out, into_conv), into_norm)
+        out = self.conv2(out, into_conv)
+        return self.bn2(out, into_norm) if torch.jit.is_scripting() else scaled(self.bn2, out, into_norm)
 
 
 class BottleneckBranch(nn.Module):
@@ -48,7 +50,8 @@ class BottleneckBranch(nn.Module):
         into_conv, into_norm = _places(self.scales_norm, weights)
         out = self.act1(self.bn1(self.conv1(x[0])))
         out = self.act2(self.bn2(self.conv2(out)))
-        return self.bn3(self.conv3(out, into_conv), into_norm)
+        out = self.conv3(out, into_conv)
+        return self.bn3(out, into_norm) if torch.jit.is_scripting() else scaled(self.bn3, out, into_norm)
 
 
 class PreActBasicBranch(nn.Module):

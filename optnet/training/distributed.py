@@ -16,7 +16,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from optnet.errors import ConfigError
-from optnet.layers.norms import BatchNorm2d
 
 BATCH_NORMS = ("reduce", "broadcast", "none", "synchronise")
 """Each process has its own batch-norm statistics in training, and before scoring they are averaged, or the first one's
@@ -154,26 +153,3 @@ def average_gradients(parameters: Iterable[nn.Parameter], count: int) -> None:
         flat /= flat[-1].clone()
         for parameter, part in zip(group, flat[:-1].split([grad.numel() for grad in grads]), strict=True):
             parameter.grad = part.view_as(parameter)
-
-
-class SyncBatchNorm2d(nn.SyncBatchNorm):
-    """Our batch norm with the statistics of the whole batch, over all processes; on GPUs."""
-
-    def forward(self, input: Tensor, scale: Tensor | None = None) -> Tensor:
-        normalised = super().forward(input)
-        return normalised if scale is None else normalised * scale.reshape(-1, 1, 1)
-
-
-def synchronise_norms(model: nn.Module) -> nn.Module:
-    """``model`` with batch norms that share their statistics over the processes, in training; same state dict."""
-    ours = [(name, module) for name, module in model.named_modules() if isinstance(module, BatchNorm2d)]
-    if not ours:
-        made: nn.Module = timm.layers.convert_sync_batchnorm(model)
-        return made
-    for name, norm in ours:
-        parent, _, child = name.rpartition(".")
-        synchronised = SyncBatchNorm2d(norm.num_features, norm.eps, norm.momentum)
-        synchronised.load_state_dict(norm.state_dict())
-        synchronised.to(norm.weight).train(norm.training)
-        setattr(model.get_submodule(parent), child, synchronised)
-    return model

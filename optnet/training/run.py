@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from timm.layers import convert_sync_batchnorm
 from torch import nn
 
 from optnet.data import DataSet, Loader
@@ -87,7 +88,7 @@ def prepare(config: Train, overrides: Sequence[str] = ()) -> Parts:
         loader = parts.loader("train", config.batch_size, training=True)
         setup.initialise(config.init, parts.model, loader, data.train.labels)
     if distributed.size() > 1 and config.distributed.batch_norm == "synchronise":
-        parts.model = distributed.synchronise_norms(parts.model)
+        parts.model = convert_sync_batchnorm(parts.model)
     return parts
 
 
