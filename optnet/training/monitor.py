@@ -26,7 +26,7 @@ OPEN = ("algorithm", "trainer", "model.kwargs")
 class Monitor(Observer):
     """Gradient norms, movement by depth, conditioning, histograms, figures, graph, hyperparameters.
 
-    ``config.monitor`` says how often. What is looked at every so many steps is written at its step, the rest at its epoch.
+    ``config.monitor`` says how often. What is looked at every so many steps is written at its step, else at its epoch.
 
     Attributes:
         seconds: spent here on steps and epochs so far; what a run's beginning and end take is not counted.
