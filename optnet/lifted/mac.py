@@ -101,11 +101,10 @@ class MAC(Lifted):
             step = conjugate_gradients(lambda p: ((x @ p.T) * curved).T @ x + damping * p, right, self.options.cg)
         else:
             step = torch.cat([_normal(x, part, rows, damping) for part, rows in _units(x, slope, right)])
-        at = u
         moved = x @ step.T
 
         def value(size: Tensor) -> Tensor:
-            return (phi(at + size * moved) - target).square().sum(0)
+            return (phi(u + size * moved) - target).square().sum(0)
 
         layer.set(joined + _halved(value, step.shape[0], x)[:, None] * step)
 
