@@ -40,8 +40,8 @@ class Monitor(Observer):
         self.events = events
         self.data = data
         self.memory = memory
-        self.probe, self.labels = _first(data, "train", self.options.images, device)
-        self.shown, self.shown_labels = _first(data, "validation", self.options.images, device)
+        self.probe, self.labels = _first(data, "train", config, device)
+        self.shown, self.shown_labels = _first(data, "validation", config, device)
         self.conditions = self.options.conditioning > 0
         self.seconds = 0.0
 
@@ -148,6 +148,7 @@ def gradient_norms(model: nn.Module) -> dict[str, Tensor]:
     return {f"gradient_norm/{part}": square.sqrt() for part, square in squares.items()}
 
 
-def _first(data: DataSet, split: str, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def _first(data: DataSet, split: str, config: Train, device: torch.device) -> tuple[Tensor, Tensor]:
     """The first pictures of a split, unaugmented."""
-    return next(data.loader(split, count, device=device).batches())
+    skip = config.data.unreadable == "skip"
+    return next(data.loader(split, config.monitor.images, device=device, skip=skip).batches())

@@ -195,11 +195,10 @@ class Run:
         made = config.resume if resumed or not primary else str(new_folder(config.runs, name))
         self.folder = Path(str(distributed.told(made)))
         self.logbook: Logbook | Silence = Silence()
-        self.observers = trainers.observers(config, self.trainer, self.course)
+        self.observers: list[Observer] = []
         if primary:
             write_whole(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)))
             self.logbook = Logbook(self.folder, resumed["records"] if resumed else None)
-            self.observers += self._observers(self.logbook)
         else:
             torch.manual_seed(seed_of(config.seed, distributed.rank(), self.progress.updates))
             self.progress.loss_sum = self.progress.correct = self.progress.count = self.progress.images = 0
@@ -219,11 +218,15 @@ class Run:
             max_steps=config.max_steps,
         )  # fmt: skip
 
-    def _observers(self, logbook: Logbook) -> list[Observer]:
-        """What watches a run because its configuration says so. This is the place for more."""
-        device = self.parts.device
-        monitor = Monitor(self.config, logbook.events, self.parts.data, device, lambda: peak_memory(device))
-        return [monitor, *([Profiling(self.folder, self.config.profile)] if self.config.profile else [])]
+    def _watch(self) -> None:
+        """Makes what watches the run: for its trainer's sake, and because its configuration says so."""
+        config, device = self.config, self.parts.device
+        self.observers += trainers.observers(config, self.trainer, self.course)
+        if isinstance(self.logbook, Logbook):
+            events, data = self.logbook.events, self.parts.data
+            self.observers.append(Monitor(config, events, data, device, lambda: peak_memory(device)))
+            if config.profile:
+                self.observers.append(Profiling(self.folder, config.profile))
 
     def epochs(self, caught: list[int], shown: Screen) -> None:
         """Trains to the end, or to a signal in ``caught``: then saves and exits."""
@@ -236,6 +239,7 @@ class Run:
 
         if self.parts.resumed is None:
             self.save(checkpoint.LAST)  # so that a run can go on whenever it is killed
+        self._watch()
         for observer in self.observers:
             observer.on_start(self.progress, self.trainer)
         while self.progress.epoch < self.course.epochs and not self._has_stalled():

@@ -1,0 +1,272 @@
+"""What a run survives: being killed at any moment, damaged checkpoints, a full disk, pictures that cannot be read."""
+
+import json
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_command import ROOT
+from test_data import class_folder
+from test_training import CLOCK, config, metrics, only_run, train, weights
+
+from optnet import CheckpointError
+from optnet.training import checkpoint, run
+from optnet.training.config import Data, Model, Train
+from optnet.training.loop import Progress, train_epoch
+
+EVERYTHING = (
+    "epochs=6", "data.augment=shift", "trainer.average=ema", "trainer.average_decay=0.9", "trainer.recalibrate=3",
+    "trainer.mixup=0.3", "trainer.cutmix=1.0", "trainer.clip=1.0", "schedule.warmup=0.3", "batch_milestones=[0.5]",
+    "model.blocks=[1,2]", "model.widths=[4,8]", "model.drop_rate=0.1", "monitor.every=5", "monitor.conditioning=0",
+    "device=cpu", "progress=false",
+)  # fmt: skip
+
+
+def start(folder, *arguments, **options):
+    """train.py as a process of its own."""
+    folder.mkdir(exist_ok=True)
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *arguments], cwd=folder, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options,
+    )  # fmt: skip
+
+
+def finish(process, status=0):
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == status, out
+    return out
+
+
+def wait_for(found, process):
+    """The first thing that ``found`` finds while the process lives, looked for without a pause."""
+    while process.poll() is None:
+        if result := found():
+            return result
+    return None
+
+
+def first_checkpoint(folder):
+    return lambda: next(folder.glob("runs/*/*/checkpoints/last.pt"), None)
+
+
+def points(folder):
+    """(step, value) of every scalar in TensorBoard, but for clocks."""
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+    tags = [tag for tag in events.Tags()["scalars"] if not tag.startswith(("time", "memory", "result/train_seconds"))]
+    return {tag: [(point.step, point.value) for point in events.Scalars(tag)] for tag in tags}
+
+
+def same_run(whole, cut):
+    one, two = checkpoint.load(whole / "checkpoints" / "last.pt"), checkpoint.load(cut / "checkpoints" / "last.pt")
+    for part in ("state_dict", "network"):
+        a, b = (c["state_dict"] if part == "state_dict" else c["trainer"][part] for c in (one, two))
+        assert all(torch.equal(a[key], b[key]) for key in a), f"{part} differs"
+    for a, b in zip(metrics(whole), metrics(cut), strict=True):
+        assert {k: v for k, v in a.items() if k not in CLOCK} == {k: v for k, v in b.items() if k not in CLOCK}
+    expected, found = points(whole), points(cut)
+    assert expected == found
+    for tag, path in found.items():
+        steps = [step for step, _ in path]
+        assert len(set(steps)) == len(steps), f"{tag} has a step twice"
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in (whole, cut)]
+    assert summaries[0]["correct"] == summaries[1]["correct"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The uninterrupted run, and its seconds from the first checkpoint to the end."""
+    place = tmp_path_factory.mktemp("whole")
+    process = start(place, *EVERYTHING)
+    assert wait_for(first_checkpoint(place), process)
+    began = time.monotonic()
+    finish(process)
+    return next(place.glob("runs/*/*")), time.monotonic() - began
+
+
+def killed(place, *arguments, delay=None):
+    """Starts a run and kills it, ``delay`` seconds after its first checkpoint or, without, in the midst of writing one.
+
+    Returns its folder, and whether the run was still going.
+    """
+    process = start(place, *arguments)
+    last = wait_for(first_checkpoint(place), process)
+    assert last, process.communicate()
+    if delay is None:
+        partial = last.with_name("last.pt.partial")
+        hit = wait_for(partial.exists, process)
+        process.kill()
+    else:
+        time.sleep(delay)
+        hit = process.poll() is None
+        process.kill()
+    process.communicate()
+    return last.parent.parent, bool(hit)
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path, whole):
+    """Killed inside a checkpoint's write, then, going on, at a random moment."""
+    finished, seconds = whole
+    folder, hit = killed(tmp_path / "cut", *EVERYTHING)
+    assert hit
+    process = start(tmp_path, f"resume={folder}")
+    time.sleep(random.Random(0).uniform(0.2, 0.8) * seconds)
+    process.kill()
+    process.communicate()
+    finish(start(tmp_path, f"resume={folder}"))
+    same_run(finished, folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", range(10))
+def test_killed_at_ten_moments(tmp_path, whole, moment):
+    """Three of them inside a checkpoint's write."""
+    finished, seconds = whole
+    delay = None if moment < 3 else random.Random(moment).uniform(0, seconds)
+    folder, hit = killed(tmp_path / "cut", *EVERYTHING, delay=delay)
+    print(f"moment {moment}: {'inside a write' if delay is None else f'after {delay:.2f} of {seconds:.2f} s'}, {hit=}")
+    finish(start(tmp_path, f"resume={folder}"))
+    same_run(finished, folder)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signals_save_and_exit(tmp_path, number, status):
+    process = start(tmp_path, *EVERYTHING, "epochs=500")
+    last = wait_for(first_checkpoint(tmp_path), process)
+    time.sleep(0.5)
+    process.send_signal(number)
+    assert "interrupted and saved" in finish(process, status)
+    assert checkpoint.load(last)["progress"]["updates"] > 0
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "foreign", "missing"])
+def test_a_damaged_last_checkpoint_falls_back(tmp_path, capsys, damage):
+    train(tmp_path / "whole", epochs=4)
+    train(tmp_path / "cut", epochs=3)
+    whole, cut = only_run(tmp_path / "whole"), only_run(tmp_path / "cut")
+    last = cut / "checkpoints" / "last.pt"
+    content = last.read_bytes()
+    if damage == "missing":
+        last.unlink()
+    else:
+        last.write_bytes({"truncated": content[: len(content) // 2], "empty": b"", "foreign": b"nonsense"}[damage])
+    parts = run.prepare(Train(resume=str(cut), epochs=4), ["resume=x", "epochs=4"])
+    assert parts.resumed["progress"]["epoch"] == 2
+    capsys.readouterr()
+    run.train(parts)
+    assert "going on from the one before it" in capsys.readouterr().out
+    assert [line["epoch"] for line in metrics(cut)] == [1, 2, 3, 4]
+    assert len(weights(whole)) == len(weights(cut))
+    (cut / "checkpoints" / "previous.pt").write_bytes(b"")
+    (cut / "checkpoints" / "last.pt").write_bytes(b"")
+    with pytest.raises(CheckpointError):
+        run.prepare(Train(resume=str(cut)), ["resume=x"])
+
+
+def test_a_loss_that_is_not_finite_names_its_step(tmp_path, capsys):
+    """From the sixth step on the weights are not finite, so the seventh step's loss is the first one that is not."""
+    parts = run.prepare(config(tmp_path, epochs=2))
+    seen = []
+
+    def spoil(module, inputs):
+        if module.training:
+            seen.append(module)
+            if len(seen) == 7:
+                with torch.no_grad():
+                    next(module.parameters()).fill_(float("nan"))
+
+    parts.model.register_forward_pre_hook(spoil)
+    with pytest.raises(SystemExit) as stopped:
+        run.train(parts)
+    assert stopped.value.code == 1
+    out = capsys.readouterr().out
+    assert "not finite at step 7" in out and "last good checkpoint is" in out
+    state = weights(only_run(tmp_path))
+    assert all(value.isfinite().all() for value in state.values())
+
+
+def test_a_full_disk_loses_nothing_that_is_written(tmp_path):
+    """The limit stands for the disk: no file may grow beyond it, so that the second checkpoint is the first to fail."""
+    large = ["model.blocks=[2,2,2]", "model.widths=[16,32,64]", "device=cpu", "monitor=none"]
+    process = start(tmp_path, *large, "limit_batches=1", "epochs=1")
+    finish(process)
+    (folder,) = tmp_path.glob("runs/*/*")
+    before = {
+        file: file.read_bytes() for file in folder.rglob("*") if file.is_file() and file.suffix in (".pt", ".json")
+    }
+    room = (folder / "checkpoints" / "last.pt").stat().st_size // 2
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
+
+    out = finish(start(tmp_path, f"resume={folder}", "epochs=3", preexec_fn=limit), status=1)
+    assert "cannot be written" in out and f"resume={folder}" in out and "Traceback" not in out
+    assert all(file.read_bytes().startswith(content) for file, content in before.items())
+    assert not list(folder.rglob("*.partial"))
+    finish(start(tmp_path, f"resume={folder}", "epochs=3"))
+    assert [line["epoch"] for line in metrics(folder)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("unreadable", ["fail", "skip"])
+def test_pictures_that_cannot_be_read(tmp_path, unreadable, capsys):
+    class_folder(tmp_path / "pictures", count=30)
+    for name in ("3.jpg", "7.jpg"):
+        (tmp_path / "pictures" / "cat" / name).write_bytes(b"\xff\xd8\xff broken")
+    data = Data(name="folder", root=str(tmp_path / "pictures"), size=16, workers=1, unreadable=unreadable)
+    parts = run.prepare(config(tmp_path, data=data, batch_size=8, epochs=1, model=Model("resnet10t"), lr=0.01))
+    if unreadable == "fail":
+        with pytest.raises(SystemExit) as stopped:
+            run.train(parts)
+        assert stopped.value.code == 1
+        assert "cannot be read as a picture" in capsys.readouterr().out
+        return
+    run.train(parts)
+    out = capsys.readouterr().out
+    for name in ("3.jpg", "7.jpg"):
+        assert sum("left out" in line and name in line for line in out.splitlines()) == 1
+    summary = json.loads((only_run(tmp_path) / "summary.json").read_text())
+    assert summary["unreadable"] == 2
+
+
+def test_training_costs_little_beyond_forward_backward_and_update(tmp_path):
+    """What an epoch takes beside the network's forward and backward pass and the optimizer's step: less than 5 %."""
+    made = config(
+        tmp_path, model=Model("hbnet20_cifar"), batch_size=128, limit_batches=4,
+        data=Data(name="synthetic", size=32, images=1200),
+    )  # fmt: skip
+    made.data.augment = "crop_flip"
+    whole = run.Run(run.prepare(made))
+    trainer, threads, backward, inside = whole.trainer, torch.get_num_threads(), torch.Tensor.backward, []
+
+    def timed(function):
+        def measured(*args, **kwargs):
+            began = time.perf_counter()
+            result = function(*args, **kwargs)
+            inside.append(time.perf_counter() - began)
+            return result
+
+        return measured
+
+    torch.set_num_threads(1)
+    try:
+        trainer.forward, trainer.optimizer.step = timed(trainer.forward), timed(trainer.optimizer.step)
+        torch.Tensor.backward = timed(backward)
+        whole._watch()
+        began = time.perf_counter()
+        train_epoch(
+            trainer, whole.course.loader(0), 4, Progress(), on_batch=lambda progress: False, shown=str,
+            observers=whole.observers,
+        )  # fmt: skip
+        total = time.perf_counter() - began
+    finally:
+        torch.Tensor.backward = backward
+        torch.set_num_threads(threads)
+        whole.close()
+    share = 1 - sum(inside) / total
+    print(f"overhead {100 * share:.2f} % of {total / 4:.3f} s a step")
+    assert len(inside) == 12 and share < 0.05
