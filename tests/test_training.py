@@ -190,6 +190,7 @@ def test_bad_checkpoints(tmp_path, monkeypatch):
     whole = best.read_bytes()
     files = {"truncated": whole[: len(whole) // 2], "empty": b"", "foreign": b"not a checkpoint at all"}
     files["malicious"] = pickle.dumps({"format": 1, "state_dict": Malicious()})
+    files["malicious.safetensors"], files["malicious.npz"] = files["malicious"], files["malicious"]
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
     torch.save({"weights": torch.zeros(3)}, tmp_path / "other")
@@ -198,9 +199,15 @@ def test_bad_checkpoints(tmp_path, monkeypatch):
     content["state_dict"].popitem()
     torch.save(content, tmp_path / "incomplete")
     for name in [*files, "missing", "other", "malicious zip", "incomplete"]:
-        with pytest.raises(CheckpointError) as error:
-            assess.prepare(Evaluate(checkpoint=str(tmp_path / name)))
-        assert "\n" not in " ".join(str(error.value).split("\n\t"))
+        for model in (None, "hbnet_small"):
+            with pytest.raises(CheckpointError) as error:
+                assess.prepare(Evaluate(checkpoint=str(tmp_path / name), model=model))
+            assert "\n" not in str(error.value)
+    for name in ("malicious", "malicious zip", "truncated"):
+        for place in ("last.pt", "previous.pt"):
+            (best.parent / place).write_bytes((tmp_path / name).read_bytes())
+        with pytest.raises(CheckpointError):
+            run.prepare(Train(resume=str(best.parent.parent)), ["resume=x"])
     assert not (tmp_path / "ran_by_a_pickle").exists()
 
 
