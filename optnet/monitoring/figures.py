@@ -43,6 +43,7 @@ def _heat_map(stage: str, entries: list[Coefficient], program: Program) -> Figur
     limit = max(1e-3, *(abs(value) for value in [*learned.flat, *textbook.flat] if math.isfinite(value)))
     width, height = min(0.3 * max(len(columns), 6), 9), min(0.25 * max(len(rows), 4), 9)
     figure = Figure(figsize=(2 * width + 2, height + 1.5))
+    figure.subplots_adjust(left=0.5 / (2 * width + 2), bottom=0.8 / (height + 1.5), top=1 - 0.4 / (height + 1.5))
     panels = figure.subplots(1, 2, sharey=True)
     for axes, title, matrix in zip(panels, ("learned", "textbook"), (learned, textbook), strict=True):
         axes.set_facecolor("0.85")
