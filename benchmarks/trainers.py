@@ -153,8 +153,8 @@ MNIST = {
     "Penalty hinge": Method(simple(lifted.Penalty, lifted.PenaltyOptions(mu=1.0, loss="hinge")), 1000, MANY),
     "BCD": Method(simple(lifted.BCD, lifted.BCDOptions()), **RAW, std=0.01),
     "BCD hinge": Method(simple(lifted.BCD, lifted.BCDOptions(loss="hinge")), **RAW),
-    "ADMM": Method(simple(lifted.ADMM, lifted.ADMMOptions()), **RAW),
-    "ADMM hinge": Method(simple(lifted.ADMM, lifted.ADMMOptions(loss="hinge")), **RAW),
+    "ADMM": Method(simple(lifted.ADMM, lifted.ADMMOptions(start="gaussian")), **RAW),
+    "ADMM hinge": Method(simple(lifted.ADMM, lifted.ADMMOptions(start="gaussian", loss="hinge")), **RAW),
     "MAC": Method(simple(lifted.MAC, lifted.MACOptions(cg=20)), 0, MANY),
     "L-BFGS": Method(lbfgs, 0, MANY),
 }
