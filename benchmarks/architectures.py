@@ -78,7 +78,7 @@ def momentumnet(use_backprop: bool, steps: int = 12, width: int = 16) -> Builder
     return build
 
 
-SMALL, MIDDLE, MANY = (32, 3, 32, 32), (8, 3, 96, 96), (16, 3, 96, 96)
+SMALL, MIDDLE = (32, 3, 32, 32), (8, 3, 96, 96)
 FIXED = {"train": 1.03, "saved_bytes": 1.04}
 LEARNABLE = {"train": 1.12, "saved_bytes": 1.04}
 SKIPS = {"algorithm_kwargs": {"skips": True}}
@@ -88,10 +88,10 @@ ROWS: dict[str, Row] = {
     "HB-20 learnable": Row(ours("hbnet20_cifar"), resnet(3), SMALL, LEARNABLE, 20),
     "HB-18 fixed": Row(ours("hbnet18", coefficients="fixed"), ours("resnet18"), MIDDLE, FIXED),
     "HB-18 learnable": Row(ours("hbnet18"), ours("resnet18"), MIDDLE, LEARNABLE),
-    "AGD-121 fixed": Row(ours("agdnet121", coefficients="fixed"), densenet121, MANY),
-    "AGD-121 alpha": Row(ours("agdnet121"), densenet121, MANY, {"train": 1.10, "saved_bytes": 1.06}),
-    "AGD-121 alpha, beta": Row(ours("agdnet121", **SKIPS), densenet121, MANY, {"train": 1.20, "saved_bytes": 1.15}),
-    "AGD-121 checkpoint": Row(ours("agdnet121", **CHECKPOINT), densenet121, MANY, {"held_bytes": 0.5}),
+    "AGD-121 fixed": Row(ours("agdnet121", coefficients="fixed"), densenet121, MIDDLE),
+    "AGD-121 alpha": Row(ours("agdnet121"), densenet121, MIDDLE, {"train": 1.10, "saved_bytes": 1.06}),
+    "AGD-121 alpha, beta": Row(ours("agdnet121", **SKIPS), densenet121, MIDDLE, {"train": 1.20, "saved_bytes": 1.15}),
+    "AGD-121 checkpoint": Row(ours("agdnet121", **CHECKPOINT), densenet121, MIDDLE, {"held_bytes": 0.5}),
     "ADMM-20 fixed": Row(
         ours("admmnet20_cifar", coefficients="fixed"), two_stream("small", (3, 3, 3), CIFAR, 10), SMALL, {"train": 1.08}
     ),
