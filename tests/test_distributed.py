@@ -50,6 +50,16 @@ def finished(started, status=0):
     return out, err
 
 
+def long_run(folder):
+    """Two processes that have trained at least one epoch, and are at it."""
+    run = start(folder, *torchrun(), *SMALL, "epochs=500")
+    deadline = time.time() + 120
+    while not list(folder.glob("runs/*/*/checkpoints/best.pt")):
+        assert time.time() < deadline and run.poll() is None
+        time.sleep(0.2)
+    return run
+
+
 @pytest.mark.parametrize("world", [1, 2, 3])
 @pytest.mark.parametrize("augment", ["none", "crop_flip"])
 @pytest.mark.parametrize("training", [True, False])
@@ -137,11 +147,7 @@ def test_two_processes_train_and_score_as_one(tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_process_ends_the_others_and_the_run_goes_on(tmp_path):
-    run = start(tmp_path, *torchrun(), *SMALL, "epochs=500")
-    deadline = time.time() + 120
-    while not list(tmp_path.glob("runs/*/*/checkpoints/best.pt")):
-        assert time.time() < deadline and run.poll() is None
-        time.sleep(0.2)
+    run = long_run(tmp_path)
     children = subprocess.run(
         ["ps", "-o", "pid=", "--ppid", str(run.pid)], capture_output=True, text=True, check=True
     ).stdout.split()
@@ -162,11 +168,7 @@ def test_a_killed_process_ends_the_others_and_the_run_goes_on(tmp_path):
 
 @pytest.mark.slow
 def test_a_terminated_run_is_saved_by_all_and_goes_on(tmp_path):
-    run = start(tmp_path, *torchrun(), *SMALL, "epochs=500")
-    deadline = time.time() + 120
-    while not list(tmp_path.glob("runs/*/*/checkpoints/best.pt")):
-        assert time.time() < deadline and run.poll() is None
-        time.sleep(0.2)
+    run = long_run(tmp_path)
     run.send_signal(signal.SIGTERM)
     run.communicate(timeout=60)
     folder = only_run(tmp_path)
