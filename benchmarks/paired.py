@@ -16,22 +16,23 @@ from torch import Tensor, nn
 from optnet.training.measuring import multiply_adds
 
 NOISE = 0.03
-"""How far the ratios of the two halves of a measurement may differ."""
+"""How far the ratios of the two halves of a measurement may differ; the middle half may spread twice that."""
 
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds (medians) of both sides, the median of the pairs' ratios, and that of each half of the pairs."""
+    """Seconds (medians) of both sides; the pairs' ratios: median, that of each half, interquartile range."""
 
     ours: float
     theirs: float
     ratio: float
     halves: tuple[float, float]
+    spread: float
     pairs: int
 
     @property
     def noisy(self) -> bool:
-        return abs(self.halves[0] / self.halves[1] - 1) > NOISE
+        return abs(self.halves[0] / self.halves[1] - 1) > NOISE or self.spread > 2 * NOISE
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "noisy": self.noisy}
@@ -62,7 +63,8 @@ def alternate(ours: Callable[[], Any], theirs: Callable[[], Any], pairs: int, de
     half = pairs // 2
     halves = (statistics.median(ratios[:half]), statistics.median(ratios[half:]))
     medians = [statistics.median(times) for times in spent.values()]
-    return Times(medians[0], medians[1], statistics.median(ratios), halves, pairs)
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    return Times(medians[0], medians[1], middle, halves, (high - low) / middle, pairs)
 
 
 def autocast(device: torch.device) -> Any:
