@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from itertools import islice
 
 import torch
@@ -24,14 +25,9 @@ def average(model: nn.Module, kind: str, decay: float, start: int) -> ModelEmaV3
     """
     if kind == "polyak":
         return ModelEmaV3(
-            model,
-            1.0,
-            update_after_step=start,
-            use_warmup=True,
-            warmup_gamma=1.0,
-            warmup_power=1.0,
+            model, 1.0, update_after_step=start, use_warmup=True, warmup_gamma=1.0, warmup_power=1.0,
             exclude_buffers=True,
-        )
+        )  # fmt: skip
     return ModelEmaV3(model, decay, update_after_step=start, use_warmup=True)
 
 
@@ -45,6 +41,6 @@ class Recalibration(Observer):
         self.course, self.batches = course, batches
 
     def on_epoch(self, progress: Progress, trainer: Trainer) -> None:
-        loader = self.course.loader(progress.epoch)
-        with torch.random.fork_rng(devices=[]):  # dropout in here leaves the run's own random numbers as they are
-            update_bn(islice(loader.batches(progress.epoch), self.batches), trainer.model)
+        made = self.course.loader(progress.epoch).batches(progress.epoch)
+        with closing(made), torch.random.fork_rng(devices=[]):  # dropout in here leaves the run's random numbers alone
+            update_bn(islice(made, self.batches), trainer.model)
