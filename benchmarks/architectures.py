@@ -90,6 +90,9 @@ ROWS: dict[str, Row] = {
     "HB-18 learnable": Row(ours("hbnet18"), ours("resnet18"), MIDDLE, LEARNABLE),
     "AGD-121 fixed": Row(ours("agdnet121", coefficients="fixed"), densenet121, MIDDLE),
     "AGD-121 alpha": Row(ours("agdnet121"), densenet121, MIDDLE, {"train": 1.10, "saved_bytes": 1.06}),
+    "AGD-121 alpha, batch 16": Row(
+        ours("agdnet121"), densenet121, (16, 3, 96, 96), {"train": 1.10, "saved_bytes": 1.06}
+    ),
     "AGD-121 alpha, beta": Row(ours("agdnet121", **SKIPS), densenet121, MIDDLE, {"train": 1.20, "saved_bytes": 1.15}),
     "AGD-121 checkpoint": Row(ours("agdnet121", **CHECKPOINT), densenet121, MIDDLE, {"held_bytes": 0.5}),
     "ADMM-20 fixed": Row(
