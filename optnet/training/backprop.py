@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -58,7 +59,8 @@ class Backpropagation:
         self.network = model.to(memory_format=layout)
         self.average = average
         self.model = self.network if average is None else average.module.to(memory_format=layout)
-        self.forward = torch.compile(self.network) if compiled else self.network
+        self.replica = distributed.replica(self.network)
+        self.forward = torch.compile(self.replica) if compiled else self.replica
         self.optimizer, self.scheduler, self.mixing = optimizer, scheduler, mixing
         self.device = next(model.parameters()).device
         self.precision, self.layout, self.parts = precision, layout, parts
@@ -75,15 +77,17 @@ class Backpropagation:
             images, target = self.mixing(images, labels, self.updates)
         loss_sum = torch.zeros((), device=self.device)
         correct = torch.zeros((), device=self.device, dtype=torch.long)
-        for pictures, wanted in zip(images.chunk(self.parts), target.chunk(self.parts), strict=True):
-            with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
-                logits = self.forward(pictures)
-            smoothing = self.smoothing if self.mixing is None else 0.0
-            loss = F.cross_entropy(logits.float(), wanted, label_smoothing=smoothing) * (len(wanted) / len(labels))
-            self.scaler.scale(loss).backward()
+        parts = list(zip(images.chunk(self.parts), target.chunk(self.parts), strict=True))
+        share = distributed.share(len(labels))
+        for i, (pictures, wanted) in enumerate(parts, 1):
+            with nullcontext() if i == len(parts) else distributed.gathering(self.replica):
+                with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
+                    logits = self.forward(pictures)
+                smoothing = self.smoothing if self.mixing is None else 0.0
+                loss = F.cross_entropy(logits.float(), wanted, label_smoothing=smoothing) * (len(wanted) / len(labels))
+                self.scaler.scale(loss * share).backward()
             loss_sum += loss.detach()
             correct += (logits.detach().argmax(1) == (wanted if wanted.ndim == 1 else wanted.argmax(1))).sum()
-        distributed.average_gradients(self.network.parameters(), len(labels))
         self._update()
         return loss_sum, correct
 

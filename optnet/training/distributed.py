@@ -6,14 +6,15 @@ Every process holds the whole network and takes its share of each batch. Alone, 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import timm.utils
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from optnet.errors import ConfigError
 
@@ -133,23 +134,23 @@ def share_buffers(model: nn.Module, how: str) -> None:
         timm.utils.distribute_bn(model, size(), reduce=how == "reduce")
 
 
-def average_gradients(parameters: Iterable[nn.Parameter], count: int) -> None:
-    """g <- sum_r n_r g_r / sum_r n_r, with g_r the mean gradient of the n_r = ``count`` pictures of process r.
+def replica(network: nn.Module) -> nn.Module:
+    """The network, whose backward pass averages the gradients over the processes as it goes (torch's
+    DistributedDataParallel). The processes must hold the same weights: see ``spread``."""
+    return DistributedDataParallel(network, broadcast_buffers=False, init_sync=False) if size() > 1 else network
 
-    That is the gradient of the whole batch's mean loss, however unequal the shares. One sum over the processes for
-    each type of number; a parameter that has no gradient here counts as one of zeros.
-    """
-    if size() == 1:
-        return
-    groups: dict[tuple[torch.device, torch.dtype], list[nn.Parameter]] = {}
-    for parameter in parameters:
-        if parameter.requires_grad:
-            groups.setdefault((parameter.device, parameter.dtype), []).append(parameter)
-    for group in groups.values():
-        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in group]
-        number = grads[0].new_full((1,), count)
-        flat = torch.cat([*(grad.flatten() * count for grad in grads), number])
-        dist.all_reduce(flat)
-        flat /= flat[-1].clone()
-        for parameter, part in zip(group, flat[:-1].split([grad.numel() for grad in grads]), strict=True):
-            parameter.grad = part.view_as(parameter)
+
+def gathering(network: nn.Module) -> AbstractContextManager[None]:
+    """In here the backward passes of a replica add up this process's gradients and average nothing yet."""
+    found: AbstractContextManager[None] = (
+        network.no_sync() if isinstance(network, DistributedDataParallel) else nullcontext()
+    )
+    return found
+
+
+def share(count: int) -> float:
+    """n_r R / sum_r n_r for the ``count`` = n_r pictures of process r of R: times its mean loss, the replica's averaged
+    gradient is that of the whole batch's mean loss, however unequal the shares."""
+    total = torch.tensor(float(count))
+    summed(total)
+    return count * size() / float(total)
