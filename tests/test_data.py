@@ -3,6 +3,7 @@
 import bz2
 import os
 import pickle
+import shutil
 import time
 from contextlib import closing
 
@@ -15,6 +16,7 @@ from torchvision import transforms
 
 from optnet import DataError
 from optnet.data import load
+from optnet.data.folders import extensions, picture
 from optnet.data.loading import FileLoader, TensorLoader, flip, pad_crop
 
 CPU = torch.device("cpu")
@@ -194,9 +196,88 @@ def test_a_validation_folder_is_the_validation_split(tmp_path):
         (tmp_path / part / ".thumbnails").mkdir()  # no class
     data = load("folder", str(tmp_path), size=16)
     assert [len(data.train), len(data.validation), len(data.test)] == [12, 6, 4]
-    (tmp_path / "test").rename(tmp_path / "later")
+    shutil.rmtree(tmp_path / "test")
     data = load("folder", str(tmp_path), size=16)  # as ImageNet lies
     assert [len(data.train), len(data.validation), len(data.test)] == [11, 1, 6]
+
+
+@pytest.mark.parametrize("names", ["train valid test", "train validation test", "Train Val Test", "TRAIN Valid TEST"])
+def test_what_splits_may_be_called(tmp_path, names):
+    for name, count in zip(names.split(), (6, 3, 2), strict=True):
+        class_folder(tmp_path / name, count=count)
+    data = load("folder", str(tmp_path), size=16)
+    assert [len(data.train), len(data.validation), len(data.test)] == [12, 6, 4]
+    shutil.rmtree(tmp_path / names.split()[0])
+    data = load("folder", str(tmp_path), size=16, training=False)
+    assert [len(data.train), len(data.validation), len(data.test)] == [0, 6, 4]
+    with pytest.raises(DataError, match="too few"):
+        load("folder", str(tmp_path))
+
+
+@pytest.mark.parametrize("folders, said", [
+    ("train/cat train/dog test/cat test/dog dev/cat extra", "train, by .* beside it dev, extra: move"),
+    ("bus car train", "train, by its name a split, and beside it bus, car: .* a class may be called so if .*/train"),
+    ("Test cat dog", "Test, by its name a split, and beside it cat, dog"),
+    ("train/cat train/dog val/cat val/dog valid/cat valid/dog", "val and .*valid are the same split"),
+    ("Train/cat train/cat", "rain and .*rain are the same split"),
+    ("training/cat training/dog testing/cat testing/dog", "testing, training .* if they are splits, call them train"),
+])  # fmt: skip
+def test_layouts_that_mean_something_else_are_refused(tmp_path, folders, said):
+    for place in folders.split():
+        class_folder(tmp_path, classes=[place], count=2)
+    with pytest.raises(DataError, match=said) as error:
+        load("folder", str(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+def test_classes_called_like_splits(tmp_path):
+    class_folder(tmp_path / "train", classes=("bus", "test", "train"))
+    assert load("folder", str(tmp_path)).classes == ("bus", "test", "train")
+
+
+def test_classes_of_folders_in_folders(tmp_path):
+    class_folder(tmp_path, classes=("cat/black", "cat/white", "dog", "dog/black"), count=5)
+    data = load("folder", str(tmp_path))
+    assert data.classes == ("cat", "dog") and len(data.train) + len(data.validation) + len(data.test) == 20
+
+
+WRITTEN = "jpg JPEG jfif png apng gif webp bmp dib tif tiff ppm pgm pnm jp2 tga ico pcx sgi dds avif qoi"
+
+
+def test_every_format_that_pillow_opens(tmp_path):
+    """As many pictures are read as there are files; what is no picture by its name is none."""
+    (tmp_path / "cat").mkdir()
+    grey = Image.fromarray(np.full((16, 16), 200, dtype=np.uint8))
+    written = [kind for kind in WRITTEN.split() if f".{kind.lower()}" in extensions()]
+    assert len(written) >= 15
+    for kind in written:
+        (grey if kind == "pgm" else grey.convert("RGB")).save(tmp_path / "cat" / f"picture.{kind}")
+    for name in ("notes.txt", "labels.json", "._picture.jpg"):
+        (tmp_path / "cat" / name).write_text("no picture")
+    data = load("folder", str(tmp_path), size=16)
+    parts = data.train, data.validation, data.test
+    assert sum(map(len, parts)) == len(written)
+    for split in ("train", "validation", "test"):
+        seen = pixels(data.loader(split, 4, device=CPU)) * torch.tensor(data.std).view(3, 1, 1)
+        assert torch.allclose(seen + torch.tensor(data.mean).view(3, 1, 1), torch.tensor(200 / 255), atol=0.03)
+
+
+@pytest.mark.parametrize("kind", ["png", "tiff", "pgm"])
+def test_sixteen_bits_of_grey_are_scaled(tmp_path, kind):
+    values = np.linspace(0, 2**16 - 1, 256).astype(np.uint16).reshape(16, 16)
+    Image.fromarray(values).save(tmp_path / f"a.{kind}")
+    read = np.asarray(picture(str(tmp_path / f"a.{kind}")))
+    assert read.shape == (16, 16, 3) and (read == (values >> 8)[..., None]).all()
+
+
+@pytest.mark.parametrize("kind", ["png", "gif"])
+def test_palettes_with_transparency(tmp_path, kind):
+    """Without Pillow's warning, which is an error here, and in the palette's colours."""
+    drawn = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16) % 4, mode="P")
+    drawn.putpalette([10, 20, 30, 200, 0, 0, 0, 200, 0, 0, 0, 200])
+    drawn.save(tmp_path / f"a.{kind}", transparency=bytes([0, 128, 255, 255]) if kind == "png" else 1)
+    read = np.asarray(picture(str(tmp_path / f"a.{kind}")))
+    assert read[0, :4].tolist() == [[10, 20, 30], [200, 0, 0], [0, 200, 0], [0, 0, 200]]
 
 
 @pytest.mark.parametrize("part", ["val", "test"])
