@@ -58,7 +58,7 @@ class Gradient:
             self.evaluations += 1
             self.optimizer.zero_grad()
             outputs = self.model(images)
-            loss = self.loss(outputs, self.loss.targets(labels, outputs.shape[1], outputs.dtype)).mean()
+            loss = self.loss(outputs, self.loss.targets(labels, outputs)).mean()
             loss.backward()
             return loss
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import parametrizations
 
 import optnet
 from optnet.lifted import (
@@ -30,6 +31,7 @@ from optnet.lifted.linalg import (
     pseudo_inverse,
     ridge,
     spectral_norm,
+    squared_norm,
 )  # fmt: skip
 from optnet.lifted.losses import LOSSES
 from optnet.objectives import ACTIVATIONS, activation, own
@@ -56,9 +58,8 @@ def problem(count=12, outputs=4, inputs=6):
 
 def lifted(trainer, images, labels):
     """The blocks at the start of a sweep."""
-    last = trainer.layers[-1].weight
     with torch.no_grad():
-        return trainer.start(trainer.forward(images, trainer.loss.targets(labels, len(last), last.dtype)))
+        return trainer.start(trainer.forward(images, labels))
 
 
 # closed forms
@@ -68,7 +69,7 @@ def lifted(trainer, images, labels):
 @pytest.mark.parametrize("name", LOSSES)
 def test_losses(name, c):
     loss, (_, labels) = LOSSES[name], problem(40)
-    y = loss.targets(labels, 4, torch.float64)
+    y = loss.targets(labels, torch.zeros(40, 4))
     assert torch.equal(y.argmax(1), labels) and (y.sum(1) == 1).all()
     a = 2 * torch.randn(40, 4)
     gradient = torch.func.grad(lambda x: loss(x, y).sum())(a)
@@ -99,7 +100,7 @@ def test_losses(name, c):
 def test_the_elementwise_fit_is_a_grids_best(name, g):
     phi = activation(name)
     a, b = 1.5 * torch.randn(120), 2.5 * torch.randn(120)
-    u = fit(phi, a, b, g)
+    u = fit(phi, a, b, g, torch.full_like(b, 50.0))
 
     def value(t):
         return (phi.phi(t) - a).square() / 2 + g / 2 * (t - b).square()
@@ -109,6 +110,23 @@ def test_the_elementwise_fit_is_a_grids_best(name, g):
         [((phi.phi(grid) - a[i]).square() / 2 + g / 2 * (grid - b[i]).square()).min() for i in range(len(a))]
     )
     assert (value(u) - best).max() < 1e-6
+
+
+def test_the_fit_never_leaves_a_lower_point():
+    """A staircase has more valleys than a grid's first and last."""
+
+    def phi(t):
+        return sum(torch.sigmoid(60 * (t - c)) for c in (0.5, 1.5, 2.5, 3.5, 4.5))
+
+    stairs, (a, b), g = own(phi), 5 * torch.rand(2, 400), 0.4
+
+    def value(t):
+        return (phi(t) - a).square() + g * (t - b).square()
+
+    grid = torch.linspace(-1, 6, 7001)[:, None]
+    old = grid[value(grid).argmin(0)][:, 0]
+    assert (value(fit(stairs, a, b, g, old)) <= value(old)).all()
+    assert (value(fit(stairs, a, b, g, b)) > value(old) + 1e-3).any()
 
 
 def test_linear_algebra():
@@ -122,8 +140,12 @@ def test_linear_algebra():
         assert torch.allclose(w + ridge(x, t - z @ w.T, 0.7, known), stacked.T)
     for part in (x, x[:4]):
         assert torch.allclose(pseudo_inverse(part, 1e-12), torch.linalg.pinv(augment(part)).T, atol=1e-8)
-    for matrix in (w, w.T, torch.randn(30, 20)):
-        assert 0.97 < spectral_norm(matrix) / torch.linalg.matrix_norm(matrix, 2) <= 1 + 1e-12
+    across = torch.tensor([[3.0, 0.0], [0.0, 2.9], [0.0, 2.9]])  # its longest row is orthogonal to its top direction
+    for matrix in (w, w.T, torch.randn(30, 20), across):
+        norm = torch.linalg.matrix_norm(matrix, 2)
+        assert 0.97 < spectral_norm(matrix) / norm <= 1 + 1e-12
+        assert norm**2 <= squared_norm(matrix) <= 1.1 * norm**2
+    assert squared_norm(torch.ones(4, 3)) == pytest.approx(12)  # of rank 1: |w|_F^2
     v, weight = torch.randn(50, 6), torch.randn(3, 6)
     system = torch.cat([weight, 0.4**0.5 * torch.eye(6)])
     wanted = torch.linalg.lstsq(system, torch.cat([t, 0.4**0.5 * v], 1).T).solution.T
@@ -161,6 +183,80 @@ def test_macs_direction_solves_the_block_tridiagonal_system(hidden, outputs, nam
         matrix = 0.7 * J.T @ J + V.T @ H @ V
         right = -0.7 * J.T @ r - V.T @ trainer.loss.gradient(u, y)[0]
         assert torch.allclose(d[i], torch.linalg.solve(matrix, right), atol=1e-9)
+
+
+def test_apg_is_nesterovs_iteration_and_better_than_as_many_plain_steps():
+    trainer = LPOM(net("tanh"), LPOMOptions(w_step="apg", w_iterations=6))
+    blocks = lifted(trainer, *problem())
+    steps = trainer.sweep(blocks)
+    while next(steps) != "x1":
+        pass
+    for k, layer in enumerate(trainer.layers):
+        x, target, phi = augment(blocks.x[k]), blocks.x[k + 1], layer.activation
+        inverse = pseudo_inverse(blocks.x[k], 0.1 * len(x))
+
+        def value(w, x=x, target=target, phi=phi):
+            return (phi.G(x @ w.T) - target * (x @ w.T)).sum()
+
+        def plain(w, x=x, target=target, phi=phi, inverse=inverse):
+            return w - (phi.phi(x @ w.T) - target).T @ inverse / phi.lipschitz
+
+        stepped = best = y = layer.joined
+        t = 1.0
+        for _ in range(6):
+            z, later = plain(y), (1 + (1 + 4 * t * t) ** 0.5) / 2
+            old, best = best, z if value(z) <= value(best) else best
+            y = best + t / later * (z - best) + (t - 1) / later * (best - old)
+            t, stepped = later, plain(stepped)
+        assert next(steps) == f"w{k + 1}"
+        assert torch.allclose(layer.joined, best, atol=1e-10)
+        assert value(best) < value(stepped) - 1e-6
+
+
+def test_admms_multiplier_is_the_losss_slope_and_closes_the_gap():
+    images, labels = problem()
+    for name in SMOOTH:
+        gaps = []
+        for warm in (0, 1000):  # the latter never moves it
+            torch.manual_seed(2)
+            trainer = ADMM(net(), ADMMOptions(loss=name, warm=warm))
+            blocks = lifted(trainer, images, labels)
+            for _ in range(40):
+                moved = [
+                    trainer.loss.gradient(blocks.u[-1], blocks.y) for step in trainer.sweep(blocks) if step == "dual"
+                ]
+                assert len(moved) == (not warm)
+                assert all((blocks.dual + slope).abs().max() < 1e-6 for slope in moved)
+            gaps.append((blocks.u[-1] - trainer.layers[-1](blocks.x[-2])).square().sum())
+        assert gaps[0] < 0.01 * gaps[1]
+
+
+def test_macs_mu_grows_after_each_sweep_that_gains_too_little():
+    def run(count=8, **options):
+        torch.manual_seed(3)
+        trainer, seen = MAC(net("tanh"), MACOptions(mu=0.5, growth=3.0, mu_max=10.0, **options)), []
+        images, labels = problem()
+        for _ in range(count):
+            before = trainer.objective(trainer._kept or lifted(trainer, images, labels))
+            trainer.step(images, labels)
+            seen.append((trainer.mu, before, trainer.objective(trainer._kept or lifted(trainer, images, labels))))
+        return seen
+
+    assert [mu for mu, *_ in run(stall=1.0)] == [0.5, 1.5, 4.5, 10, 10, 10, 10, 10]
+    assert [mu for mu, *_ in run(stall=0.0)] == [0.5] * 8
+    assert [mu for mu, *_ in run(stall=1.0, full_batch=False)] == [0.5] * 8
+    images, labels = problem()
+    torch.manual_seed(3)
+    trainer = MAC(net("tanh"), MACOptions(mu=0.5, growth=3.0, mu_max=1e4, stall=0.3))
+    blocks, mu, grown = lifted(trainer, images, labels), 0.5, []
+    for _ in range(12):
+        before = None
+        for _ in trainer.sweep(blocks):
+            before = before or trainer.before
+        assert trainer.mu == pytest.approx(mu)
+        grown.append(bool(trainer.objective(blocks) > 0.7 * before))
+        mu = min(mu * 3.0, 1e4) if grown[-1] else mu
+    assert any(grown) and not all(grown)
 
 
 # what the blocks promise
@@ -315,6 +411,25 @@ def test_undamped_steps_blow_up_where_damped_ones_descend():
     assert objectives[True] < 1 < objectives[False]
 
 
+# chains
+
+
+def test_a_chain_is_read_as_it_is_computed():
+    act, images = nn.Tanh(), torch.randn(5, 6)
+    shared = nn.Sequential(nn.Linear(6, 5), act, nn.Linear(5, 4), act, nn.Linear(4, 4))
+    nested = nn.Sequential(nn.Flatten(), nn.Sequential(nn.Linear(6, 4), act), shared[4], nn.Identity(), act)
+    for model in (shared, nested, net("tanh")):
+        trainer = LPOM(model, LPOMOptions())
+        assert torch.equal(trainer.forward(images, torch.zeros(5, dtype=torch.int32)).x[-1], model(images))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64])
+def test_labels_of_any_integer_type(dtype):
+    images, labels = problem()
+    trainer = LPOM(net(), LPOMOptions())
+    assert torch.equal(trainer.forward(images, labels.to(dtype)).y, F.one_hot(labels, 4).double())
+
+
 # refusals
 
 
@@ -329,7 +444,43 @@ def test_torchs_activations_are_ours(kind):
     assert torch.allclose(layer.activation.phi(t), kind()(t), atol=1e-12)
 
 
+def twice():
+    layer = nn.Linear(2, 2)
+    return nn.Sequential(layer, nn.ReLU(), layer)
+
+
+class Own(nn.Linear):
+    pass
+
+
+def computed():
+    """A weight that is no parameter, as the older torch.nn.utils.weight_norm leaves it."""
+    layer = nn.Linear(2, 2)
+    weight = layer.weight.detach()
+    del layer.weight
+    layer.weight = weight
+    return nn.Sequential(layer)
+
+
+def step(images=None, labels=None):
+    usual = problem()
+    return LPOM(net(), LPOMOptions()).step(
+        *(a if b is None else b for a, b in zip(usual, (images, labels), strict=True))
+    )
+
+
 BAD = {
+    "weight norm": lambda: LPOM(nn.Sequential(parametrizations.weight_norm(nn.Linear(2, 2))), LPOMOptions()),
+    "a weight that is computed": lambda: LPOM(computed(), LPOMOptions()),
+    "a Linear of one's own": lambda: LPOM(nn.Sequential(Own(2, 2)), LPOMOptions()),
+    "a Linear twice": lambda: LPOM(twice(), LPOMOptions()),
+    "mu above its end": lambda: MAC(net(), MACOptions(mu=10.0, mu_max=1.0)),
+    "batches for ADMM": lambda: ADMM(net(), ADMMOptions(full_batch=False)),
+    "one target for all": lambda: step(labels=torch.zeros(1, 4)),
+    "one label for all": lambda: step(labels=torch.zeros(1, dtype=torch.long)),
+    "labels in a column": lambda: step(labels=torch.zeros(12, 1, dtype=torch.long)),
+    "logical labels": lambda: step(labels=torch.zeros(12, dtype=torch.bool)),
+    "narrow pictures": lambda: step(torch.randn(12, 1, 1, 5)),
     "softplus of another slope": lambda: LPOM(nn.Sequential(nn.Linear(2, 2), nn.Softplus(2.0)), LPOMOptions()),
     "decreasing": lambda: LPOM(net("gelu"), LPOMOptions()),
     "decreasing torch layer": lambda: LPOM(nn.Sequential(nn.Linear(2, 2), nn.SiLU()), LPOMOptions()),

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from optnet.errors import ConfigError
 from optnet.lifted.fit import fit
 from optnet.lifted.linalg import between
 from optnet.lifted.splitting import Splitting, SplittingOptions
@@ -36,13 +37,24 @@ class ADMMOptions(SplittingOptions):
     ridge: float = number(1e-6, above=0)
     start: str = choice("forward", *STARTS)
 
+    def check(self) -> None:
+        """Raises:
+        ConfigError: batches, which would forget the multiplier.
+        """
+        if not self.full_batch:
+            raise ConfigError(
+                "trainer.full_batch=false: trainer=admm keeps a multiplier for each picture, so each step takes all of "
+                "them; use trainer=bcd for batches"
+            )
+
 
 class ADMM(Splitting):
     """l(u_n, y) + <lambda, u_n - m_n> + beta |u_n - m_n|^2 + sum_{k<n} gamma |x_k - phi(u_k)|^2 + beta |u_k - m_k|^2.
 
     Taylor, Burmeister, Xu, Singh, Patel, Goldstein 2016 (ICML); m_k = W_k x_{k-1} + b_k, squares without 1/2. One sweep
-    goes from the first layer to the last: W~_k, x_k, u_k, each at its exact minimiser of this Lagrangian (the paper
-    leaves lambda out of W_n and x_{n-1}); then lambda <- lambda + 2 beta (u_n - m_n), with which lambda = -dl/du_n.
+    goes from the first layer to the last: W~_k, x_k, u_k, each at its minimiser of this Lagrangian (u_k as near as
+    ``fit`` finds it; the paper leaves lambda out of W_n and x_{n-1}); then lambda <- lambda + 2 beta (u_n - m_n), with
+    which lambda = -dl/du_n. Each picture has a multiplier of its own, so a step takes all pictures.
     """
 
     def __init__(self, model: nn.Module, options: ADMMOptions) -> None:
@@ -69,7 +81,7 @@ class ADMM(Splitting):
             target = u[k] + blocks.dual / (2 * beta) if k == n - 1 else u[k]
             x[k] = between(after.weight, target - after.bias, layer.activation.phi(u[k - 1]), gamma / beta)
             yield f"x{k}"
-            u[k - 1] = fit(layer.activation, x[k], layer(x[k - 1]), beta / gamma)
+            u[k - 1] = fit(layer.activation, x[k], layer(x[k - 1]), beta / gamma, u[k - 1])
             yield f"u{k}"
         last = self.layers[-1]
         self.regress(blocks, n - 1, u[-1] + blocks.dual / (2 * beta) - last(x[-2]), lam)

@@ -34,7 +34,8 @@ class BCD(Splitting):
     """sum over samples of l(x_n, y) + gamma/2 sum_k |x_k - phi(u_k)|^2 + rho/2 sum_k |u_k - W_k x_{k-1} - b_k|^2.
 
     Zeng, Lau, Lin, Yao 2019 (ICML). One sweep goes from the last layer to the first: x_k, u_k, then W~_k = [W_k, b_k],
-    each at its exact minimiser, with alpha/2 |block - old|^2 where their theorem wants it; none raises the objective.
+    each at its minimiser (u_k as near as ``fit`` finds it), with alpha/2 |block - old|^2 where their theorem wants it;
+    none raises the objective.
     """
 
     def __init__(self, model: nn.Module, options: BCDOptions) -> None:
@@ -55,7 +56,7 @@ class BCD(Splitting):
             yield f"x{k}"
             m = layer(x[k - 1])
             centre = (rho * m + alpha * u[k - 1]) / (rho + alpha)
-            u[k - 1] = fit(layer.activation, x[k], centre, (rho + alpha) / gamma)
+            u[k - 1] = fit(layer.activation, x[k], centre, (rho + alpha) / gamma, u[k - 1])
             yield f"u{k}"
             self.regress(blocks, k - 1, u[k - 1] - m, alpha / rho)
             yield f"w{k}"

@@ -75,7 +75,8 @@ def read(model: nn.Module) -> list[Layer]:
     """The layers of a chain: our ``mlp``, or any Sequential of Flatten, Linear and activations.
 
     Raises:
-        ModelError: a module is none of these, a Linear has no bias, or an activation decreases somewhere.
+        ModelError: a module is none of these; a Linear has no bias, occurs twice, is a subclass or parametrised; an
+            activation decreases somewhere.
     """
     layers: list[Layer] = []
     pending: nn.Linear | None = None
@@ -93,8 +94,9 @@ def read(model: nn.Module) -> list[Layer]:
 
     for module in _leaves(model):
         if isinstance(module, nn.Linear):
-            if module.bias is None:
-                raise ModelError("a lifted trainer needs Linear layers that have a bias")
+            _check_linear(module)
+            if any(module.weight is known.weight for known in (*(layer.linear for layer in layers), pending) if known):
+                raise ModelError("a lifted trainer cannot train a Linear layer that occurs twice in the chain")
             if pending is not None:
                 close(objectives.identity())
             pending = module
@@ -114,10 +116,19 @@ def read(model: nn.Module) -> list[Layer]:
     return layers
 
 
+def _check_linear(module: nn.Linear) -> None:
+    """Whether W and b are the layer's own tensors, which can be written to."""
+    if type(module) is not nn.Linear or not isinstance(module.weight, nn.Parameter):
+        kind = type(module).__name__ if type(module) is not nn.Linear else "Linear whose weight is computed"
+        raise ModelError(f"a lifted trainer trains plain Linear layers, no {kind}; take its parametrization away")
+    if module.bias is None:
+        raise ModelError("a lifted trainer needs Linear layers that have a bias")
+
+
 def _leaves(model: nn.Module) -> Iterator[nn.Module]:
-    """The modules of a chain in their order; a module that is no chain is a leaf."""
+    """The modules of a chain in their order, each as often as it is used; a module that is no chain is a leaf."""
     if isinstance(model, nn.Sequential | MLP):
-        for child in model.children():
-            yield from _leaves(child)
+        for child in model._modules.values():  # children() leaves out what occurs again
+            yield from _leaves(child)  # type: ignore[arg-type]
     else:
         yield model

@@ -13,12 +13,13 @@ GRID, HALVINGS = 33, 16
 """Points of the grid, and halvings of their distance around the lowest, for a phi that is not piecewise linear."""
 
 
-def fit(activation: Activation, a: Tensor, b: Tensor, g: float) -> Tensor:
+def fit(activation: Activation, a: Tensor, b: Tensor, g: float, old: Tensor) -> Tensor:
     """argmin_u 1/2 (phi(u) - a)^2 + g/2 (u - b)^2, elementwise, g > 0.
 
-    Exact for a piecewise linear phi: the best of every piece's own minimiser. Else the problem need not be convex: for
-    a non-decreasing phi its minimiser lies between b and b + (a - phi(b)) / sqrt(g), with a valley next to b and maybe
-    one where phi is steep. A grid finds the first and the last valley, a search by halves the bottom of both.
+    Exact for a piecewise linear phi that says so: the best of every piece's own minimiser. Else the problem need not be
+    convex: for a non-decreasing phi its minimiser lies between b and b + (a - phi(b)) / sqrt(g). A grid finds the first
+    and the last valley there, a search by halves the bottom of both; optnet.objectives' own have no others. A phi that
+    has more may get one that is not the lowest, but never a u above ``old``.
     """
 
     def value(u: Tensor) -> Tensor:
@@ -43,7 +44,7 @@ def fit(activation: Activation, a: Tensor, b: Tensor, g: float) -> Tensor:
         apart = apart / 2
         first = _best(value, (first, first + apart, first - apart))
         last = _best(value, (last, last + apart, last - apart))
-    return _best(value, (first, last))
+    return _best(value, (old, first, last))
 
 
 def _best(value: Callable[[Tensor], Tensor], candidates: Iterable[Tensor]) -> Tensor:

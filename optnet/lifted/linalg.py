@@ -10,6 +10,9 @@ from torch import Tensor
 CHUNK = 4096
 """Rows that are turned into float64 at a time."""
 
+SAFETY = 1.1
+"""What power iterations may have missed of a squared norm."""
+
 
 def augment(x: Tensor) -> Tensor:
     """x~: x with a last column of ones, so that x~ W~^T = x W^T + b for W~ = [W, b]."""
@@ -49,12 +52,23 @@ def pseudo_inverse(x: Tensor, lam: float) -> Tensor:
 
 
 def spectral_norm(w: Tensor, iterations: int = 10) -> Tensor:
-    """|w|_2 by power iterations from the longest row; a lower bound that is near after ten."""
-    v = w[w.square().sum(1).argmax()]
+    """A lower bound of |w|_2 that is near after ten power iterations.
+
+    They start at the longest row and as much of a fixed irregular vector: the row alone may be orthogonal to the top
+    direction.
+    """
+    row = w[w.square().sum(1).argmax()]
+    irregular = torch.arange(1, len(row) + 1, dtype=w.dtype, device=w.device) * 0.618034 % 1 - 0.5
+    v = row + row.norm() / irregular.norm() * irregular
     for _ in range(iterations):
         v = w.T @ (w @ v)
         v = v / v.norm().clamp(min=torch.finfo(w.dtype).tiny)
     return (w @ v).norm()
+
+
+def squared_norm(w: Tensor) -> float:
+    """|w|_2^2 from above, for step sizes: ``SAFETY`` times what power iterations find, at most |w|_F^2."""
+    return min(SAFETY * float(spectral_norm(w)) ** 2, float(w.square().sum()))
 
 
 def conjugate_gradients(apply: Callable[[Tensor], Tensor], b: Tensor, iterations: int) -> Tensor:

@@ -17,21 +17,28 @@ class Loss(ABC):
     smoothness: float | None
     """The Lipschitz constant of dl/dx; None where l has a kink."""
 
-    def targets(self, labels: Tensor, outputs: int, dtype: torch.dtype) -> Tensor:
-        """Labels (batch,) as targets (batch, outputs): one-hot. Targets given as such are taken as they are.
+    def targets(self, labels: Tensor, outputs: Tensor) -> Tensor:
+        """Labels (batch,) as targets for the network's ``outputs`` (batch, outputs): one-hot. Targets given as such are
+        taken as they are.
 
         Raises:
-            DataError: a label names none of the outputs.
+            DataError: there is not one label or target for each picture, or a label names none of the outputs.
         """
+        count, width = outputs.shape
+        given = tuple(labels.shape)
         if labels.is_floating_point():
-            if labels.ndim != 2 or labels.shape[1] != outputs:
-                raise DataError(f"targets of shape {tuple(labels.shape)} do not fit the network's {outputs} outputs")
-            return labels.to(dtype)
+            if given != (count, width):
+                raise DataError(f"targets of shape {given} do not fit {count} pictures and {width} outputs")
+            return labels.to(outputs.dtype)
+        if given != (count,):
+            raise DataError(f"labels of shape {given} do not fit {count} pictures; give one for each")
+        if labels.dtype == torch.bool or labels.is_complex():
+            raise DataError(f"labels must be whole numbers, not {labels.dtype}")
         low, high = int(labels.min()), int(labels.max())
-        if low < 0 or high >= outputs:
+        if low < 0 or high >= width:
             bad = low if low < 0 else high
-            raise DataError(f"label {bad} is out of range; the network's outputs are 0..{outputs - 1}")
-        return torch.nn.functional.one_hot(labels, outputs).to(dtype)
+            raise DataError(f"label {bad} is out of range; the network's outputs are 0..{width - 1}")
+        return torch.nn.functional.one_hot(labels.long(), width).to(outputs.dtype)
 
     @abstractmethod
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from optnet.lifted.linalg import augment, pseudo_inverse, spectral_norm
+from optnet.lifted.linalg import augment, pseudo_inverse, squared_norm
 from optnet.lifted.trainer import Blocks, Lifted, Options
 from optnet.objectives import Activation
 from optnet.options import choice, number
@@ -19,7 +19,7 @@ ORDERS = ("serial", "jacobi")
 W_STEPS = ("optimizer", "gradient", "pinv", "apg")
 
 ROWS = 256
-"""Samples whose gaps are computed at a time, so that the log costs no memory."""
+"""Samples whose gaps are computed at a time, so that the log costs little memory."""
 
 
 @dataclass(kw_only=True)
@@ -56,11 +56,16 @@ class LPOM(Lifted):
     v <- (1 - eta) v + eta (u_k - rho W_{k+1}^T (phi(W_{k+1} phi(v) + b_{k+1}) - x_{k+1})).
     eta = 1 is the published fixed point, a contraction if beta^2 rho |W|^2 < 1. eta = 1 / (1 + beta^2 rho |W|^2) is
     mirror descent with kernel F and never raises the objective. The sweep goes backward: one carries y to layer 1.
+    |W|^2 is what power iterations find, times 1.1 to be above it.
 
-    W_k sees the gradient mu_k (phi(u_k) - x_k)^T x~_{k-1} / batch, which tends to backpropagation's as mu grows.
+    W_k sees the gradient mu_k (phi(u_k) - x_k)^T x~_{k-1} / batch, which tends to backpropagation's as mu grows if the
+    x_k are at their minimiser, after many sweeps; after a single damped one it is smaller in the lower layers.
     ``optimizer`` hands it to one of torch's; ``gradient`` takes the step that cannot raise the objective,
     batch / (mu_k beta |x~|^2); ``pinv`` is the paper's (1/beta) (phi(u) - x)^T x~^+ with a ridge; ``apg`` repeats it by
     Nesterov's extrapolation and keeps the best: neither raises it. No W_k needs another: all may go in parallel.
+
+    A step takes about the memory of SGD's where weights outweigh activations, in serial order with one sweep: 1.06
+    times at width 2048 and batch 1000, up to about twice at width 512.
 
     Args:
         optimizer: for ``w_step='optimizer'``; by default SGD with lr 0.05 and momentum 0.9.
@@ -127,7 +132,7 @@ class LPOM(Lifted):
             smooth = phi.lipschitz * (self.loss.smoothness or 0) / mu
         else:
             layer, rho = self.layers[k], self.mus[k] / mu
-            smooth = phi.lipschitz * self.beta(layer.activation) * rho * float(spectral_norm(layer.weight)) ** 2
+            smooth = phi.lipschitz * self.beta(layer.activation) * rho * squared_norm(layer.weight)
         eta = 1 / (1 + smooth) if self.options.damped else 1.0
         for _ in range(self.options.iterations):
             if k == len(self.layers):
@@ -136,7 +141,7 @@ class LPOM(Lifted):
                 ahead = self.partner(layer.activation, layer(phi.phi(v))).sub_(blocks.x[k + 1])
                 pull = (ahead @ layer.weight).mul_(rho)
                 del ahead
-            v = pull.neg_().add_(centre).sub_(v).mul_(eta).add_(v)  # in place: a step takes no more memory than SGD's
+            v = pull.neg_().add_(centre).sub_(v).mul_(eta).add_(v)  # in place, to save memory
         return v
 
     # weights
@@ -153,7 +158,7 @@ class LPOM(Lifted):
             if self.options.w_step == "optimizer":
                 self.optimizer.step()  # of this layer alone: the others have no gradient
             else:
-                lr = 1 / (share * beta * float(spectral_norm(augment(x))) ** 2)
+                lr = 1 / (share * beta * squared_norm(augment(x)))
                 layer.set(layer.joined - lr * torch.cat([linear.weight.grad, linear.bias.grad[:, None]], 1))
             linear.weight.grad = linear.bias.grad = None
             return
@@ -203,7 +208,8 @@ class LPOM(Lifted):
         return self.options.mu
 
     def scalars(self) -> dict[str, float]:
-        return {**super().scalars(), "optim/lr": self.optimizer.param_groups[0]["lr"]}
+        used = {"optim/lr": self.optimizer.param_groups[0]["lr"]} if self.options.w_step == "optimizer" else {}
+        return {**super().scalars(), **used}
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "optimizer": self.optimizer.state_dict(), "updates": self.updates}

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from optnet.errors import ConfigError
 from optnet.lifted.linalg import augment, conjugate_gradients, ridge
 from optnet.lifted.trainer import Blocks, Lifted, Options
 from optnet.options import number
@@ -28,8 +29,8 @@ class MACOptions(Options):
     """``trainer=mac``.
 
     Attributes:
-        mu: the penalty at the start; times ``growth`` whenever a full-batch sweep lowers the objective by less than the
-            part ``stall``, up to ``mu_max``.
+        mu: the penalty at the start; times ``growth`` after each sweep over all pictures that lowers the objective by
+            less than the part ``stall``, up to ``mu_max``. In batches mu stays as it is.
         damping: added to the diagonal of the weights' normal equations, times the batch.
         cg: steps of conjugate gradients for each unit's normal equations; 0 solves them by Cholesky.
         full_batch: all training pictures in each step, coordinates kept; else each batch starts from its forward pass.
@@ -41,8 +42,15 @@ class MACOptions(Options):
     stall: float = number(0.05, 0, 1)
     mu_max: float = number(1e6, above=0)
     damping: float = number(1e-6, above=0)
-    cg: int = number(0, 0)
+    cg: int = number(20, 0)
     full_batch: bool = True
+
+    def check(self) -> None:
+        """Raises:
+        ConfigError: mu starts above its end.
+        """
+        if self.mu > self.mu_max:
+            raise ConfigError(f"trainer.mu={self.mu:g} is above trainer.mu_max={self.mu_max:g}; raise mu_max")
 
 
 class MAC(Lifted):
@@ -58,14 +66,14 @@ class MAC(Lifted):
     def __init__(self, model: nn.Module, options: MACOptions) -> None:
         super().__init__(model, options, options.full_batch)
         self.options = options
-        self.mu, self.lowest = options.mu, math.inf
+        self.mu, self.before = options.mu, math.inf
         self.need_linear_output()
         self.need(self.loss.name != "hinge", "a loss with curvature: squared or cross_entropy, not hinge")
         self.need(len(self.layers) > 1, "a hidden layer")
 
     def sweep(self, blocks: Blocks) -> Iterator[str]:
         if self.full_batch:
-            self._raise(float(self.objective(blocks)))
+            self._raise(blocks)
         self._output(blocks)
         yield f"w{len(self.layers)}"
         self._coordinates(blocks)
@@ -80,12 +88,12 @@ class MAC(Lifted):
         """The coordinates x_1 .. x_{n-1} alone."""
         return Blocks(blocks.y, blocks.x[:-1], [])
 
-    def _raise(self, now: float) -> None:
-        """mu grows when the sweep before has gained too little at this mu."""
-        stalled = now > (1 - self.options.stall) * self.lowest and self.mu < self.options.mu_max
-        self.lowest = math.inf if stalled else now
+    def _raise(self, blocks: Blocks) -> None:
+        """mu grows when the last sweep, which began at the objective ``before``, has gained too little at this mu."""
+        stalled = float(self.objective(blocks)) > (1 - self.options.stall) * self.before
         if stalled:
             self.mu = min(self.mu * self.options.growth, self.options.mu_max)
+        self.before = float(self.objective(blocks))
 
     # weights
 
@@ -206,11 +214,11 @@ class MAC(Lifted):
         return self.mu
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "mu": self.mu, "lowest": self.lowest}
+        return {**super().state_dict(), "mu": self.mu, "before": self.before}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self.mu, self.lowest = state["mu"], state["lowest"]
+        self.mu, self.before = state["mu"], state["before"]
 
 
 def _units(x: Tensor, slope: Tensor, right: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

@@ -25,7 +25,8 @@ class Penalty(LPOM):
     """l(x_n, y) + sum_k mu_k/2 |x_k - W_k x_{k-1} - b_k|^2, x_k >= 0 behind a ReLU.
 
     LPOM with G(u) = u^2 / 2 in the place of max(u, 0)^2 / 2: the forward pass is not stationary for it, so what it
-    minimises is not the network's loss. ``pinv`` is the exact ridge regression of each W_k.
+    minimises is not the network's loss. ``pinv`` is the proximal step of each W~_k = [W_k, b_k]:
+    argmin_V |x_k - x~_{k-1} V^T|^2 + ridge batch |V - W~_k|^2.
     """
 
     def __init__(

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from optnet.errors import CheckpointError, ModelError
+from optnet.errors import CheckpointError, DataError, ModelError
 from optnet.lifted.chain import read
 from optnet.lifted.losses import LOSSES
 from optnet.options import check, choice
@@ -102,13 +102,20 @@ class Lifted(ABC):
 
     # the one loop
 
-    def forward(self, images: Tensor, y: Tensor) -> Blocks:
-        """The feasible point: x_k = phi_k(u_k), u_k = W_k x_{k-1} + b_k."""
-        blocks = Blocks(y, [images.flatten(1)], [])
+    def forward(self, images: Tensor, labels: Tensor) -> Blocks:
+        """The feasible point: x_k = phi_k(u_k), u_k = W_k x_{k-1} + b_k.
+
+        Raises:
+            DataError: the pictures or labels do not fit the network or each other.
+        """
+        x, u = [images.flatten(1)], []
+        given, wanted = x[0].shape[1], self.layers[0].weight.shape[1]
+        if given != wanted:
+            raise DataError(f"pictures of {given} values do not fit the network's {wanted} inputs")
         for layer in self.layers:
-            blocks.u.append(layer(blocks.x[-1]))
-            blocks.x.append(layer.activation.phi(blocks.u[-1]))
-        return blocks
+            u.append(layer(x[-1]))
+            x.append(layer.activation.phi(u[-1]))
+        return Blocks(self.loss.targets(labels, x[-1]), x, u)
 
     @torch.no_grad()
     def step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -118,10 +125,9 @@ class Lifted(ABC):
         is the cross-entropy in nats, or the trainer's own for targets; NaN once a block or the objective is not finite.
 
         Raises:
-            DataError: a label names none of the network's outputs.
+            DataError: the pictures or labels do not fit the network or each other.
         """
-        last = self.layers[-1].weight
-        blocks = self.forward(images, self.loss.targets(labels, len(last), last.dtype))
+        blocks = self.forward(images, labels)
         outputs = blocks.x[-1]
         forward = self.loss(outputs, blocks.y).mean()
         right = torch.zeros((), dtype=torch.long, device=labels.device)
