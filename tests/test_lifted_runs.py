@@ -1,5 +1,6 @@
 """Runs of the lifted trainers: the same folder, records, resuming and refusals as backpropagation's."""
 
+import dataclasses
 import io
 import json
 import os
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_command import call
 
@@ -28,6 +30,7 @@ SETTINGS = [  # (trainer, options, hidden layers, activation, epochs, validation
     ("mac", {"full_batch": False, "damping": 1.0, "loss": "cross_entropy"}, [30, 20], "tanh", 8, 75),
     ("bcd", {"loss": "hinge", "full_batch": False}, [40], "leaky_relu", 8, 55),
 ]
+CONF = Path(__file__).parent.parent / "conf"
 NAMES = ["-".join([name, *map(str, options.values())]) for name, options, *_ in SETTINGS]
 CLOCK = ("time_images_per_second", "time_train_seconds")
 settings = pytest.mark.parametrize("setting", SETTINGS, ids=NAMES)
@@ -70,6 +73,9 @@ def test_a_lifted_trainer_learns_and_leaves_the_same_folder(tmp_path, setting):
     for tag in tags:
         assert [point.step for point in events.Scalars(tag)] == list(range(1, epochs + 1))
     assert all(line["gap_layer1"] >= 0 for line in lines)
+    trained = trainers.build(config(tmp_path, setting), optnet.MLP(hidden, img_size=8, act_layer=setting[3]), 10)
+    assert ("optim/lr" in events.Tags()["scalars"]) == (getattr(trained.options, "w_step", "") == "optimizer")
+    assert ("data.augment do not count" in (folder / "console.log").read_text()) == trained.full_batch
     assess.run(assess.prepare(Evaluate(checkpoint=str(folder / "checkpoints" / "best.pt"), device="cpu")))
     (entry,) = json.loads((folder / "evaluation.json").read_text())
     assert entry["correct"] == summary["correct"]
@@ -135,6 +141,8 @@ REFUSED = {
     "trainer=mac model=mlp trainer.loss=hinge": "hinge",
     "trainer=penalty model=mlp model.act_layer=tanh": "relu",
     "trainer=lpom model=mlp trainer.mu=-1": "trainer.mu",
+    "trainer=mac model=mlp trainer.mu=10 trainer.mu_max=5": "trainer.mu_max",
+    "trainer=admm model=mlp trainer.full_batch=false": "trainer=bcd",
     "trainer=lpom model=mlp trainer.w_step=nonsense": "trainer.w_step",
     "trainer=admm model=mlp trainer.nonsense=1": "nonsense",
     "trainer=admm model=mlp trainer.beta=abc": "abc",
@@ -150,6 +158,11 @@ def test_bad_requests_on_the_command_line(request_, tmp_path, monkeypatch, capsy
     out, err = capsys.readouterr()
     assert REFUSED[request_] in err and err.count("\n") == 1 and not out
     assert not list(tmp_path.iterdir())
+
+
+def test_each_trainers_file_says_its_defaults():
+    files = {file.stem: OmegaConf.to_container(OmegaConf.load(file)) for file in CONF.glob("trainer/*.yaml")}
+    assert files == {name: dataclasses.asdict(kind.options()) for name, kind in trainers.TRAINERS.items()}
 
 
 @pytest.mark.parametrize("name", trainers.TRAINERS)

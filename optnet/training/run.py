@@ -101,6 +101,11 @@ class Run:
         described = f"{_model_name(config)}, {self.parameters:,} parameters, on {parts.device}"
         together = f" in {distributed.size()} processes" if distributed.size() > 1 else ""
         self.logbook.say(f"{parts.data}; {described}{together}; in {self.folder}")
+        if full_batch:
+            ignored = "batch_size, lr, optim, schedule and data.augment do not count"
+            self.logbook.say(
+                f"trainer={config.trainer.name} takes all training pictures at once, as they are: {ignored}"
+            )
 
     def _course(self, batch_size: int, training: bool) -> Course:
         config = self.config
