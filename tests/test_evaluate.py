@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -11,11 +12,11 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import save_file
 from test_command import call
-from test_data import class_folder, real
+from test_data import class_folder, real, write_usps
 from test_training import config, only_run
 from timm.data import create_dataset, create_loader, resolve_data_config
 
-from optnet import CheckpointError, DataError
+from optnet import CheckpointError, ConfigError, DataError
 from optnet.data import load
 from optnet.training import assess, checkpoint, run
 from optnet.training.config import Data, Evaluate
@@ -181,3 +182,37 @@ def test_the_file_is_refused_before_anything_is_measured(tmp_path):
     ):
         with pytest.raises(ValueError):
             assess.prepare(Evaluate(device="cpu", **options))
+
+
+def test_other_classes_are_refused_by_name(tmp_path):
+    """As many, called otherwise: a checkpoint neither goes on with them nor is scored on them."""
+    pictures = tmp_path / "pictures"
+    class_folder(pictures)
+    data = Data(name="folder", root=str(pictures), size=16)
+    run.train(run.prepare(config(tmp_path, data=data, epochs=1, batch_size=8)))
+    folder = only_run(tmp_path)
+    file = str(folder / "checkpoints" / "best.pt")
+    going_on = run.Train(resume=str(folder), epochs=2), ["resume=x", "epochs=2"]
+    (pictures / "dog").rename(pictures / "ant")
+    for where, request in {
+        file: lambda: entries(tmp_path, checkpoint=file),
+        f"resume={folder}": lambda: run.prepare(*going_on),
+    }.items():
+        with pytest.raises(ConfigError) as error:
+            request()
+        assert str(error.value) == f"{where} has other classes than the data: class 0 is cat, not ant"
+    (pictures / "ant").rename(pictures / "dog")
+    entries(tmp_path, checkpoint=file)
+    run.prepare(*going_on)
+    class_folder(pictures, classes=["emu"])
+    with pytest.raises(ConfigError, match="has 2 classes, but the data has 3"):
+        run.prepare(*going_on)
+
+
+def test_a_checkpoint_is_scored_on_another_set_of_the_same_classes(tmp_path):
+    run.train(run.prepare(config(tmp_path, epochs=1, limit_batches=1)))
+    write_usps(tmp_path, np.zeros((10, 16, 16), dtype=np.uint8), np.arange(10))
+    options = {"checkpoint": str(only_run(tmp_path) / "checkpoints" / "best.pt")}
+    for name in ("usps", "digits"):
+        asked = Data(name=name, root=str(tmp_path), verify=False)
+        assert entries(tmp_path, data=asked, **options)[-1]["dataset"] == name

@@ -6,6 +6,7 @@ import argparse
 import os
 import pickle
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from safetensors.torch import load_file
 from timm.models import load_checkpoint
 from torch import nn
 
-from optnet.errors import CheckpointError, RequestError
+from optnet.errors import CheckpointError, ConfigError, RequestError
 from optnet.network import Network
 
 FORMAT = 2
@@ -99,6 +100,20 @@ def read(path: str | Path) -> Any:
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError, SafetensorError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise CheckpointError(f"{path} is truncated or not a checkpoint ({reason[0][:120]})") from None
+
+
+def check_classes(content: dict[str, Any], classes: Sequence[str], where: str) -> None:
+    """Whether data has the classes that a run's checkpoint was trained on, by their names and in their order.
+
+    Raises:
+        ConfigError: it has others.
+    """
+    trained, given = content["classes"], list(classes)
+    if len(trained) != len(given):
+        raise ConfigError(f"{where} has {len(trained)} classes, but the data has {len(given)}")
+    for number, (one, other) in enumerate(zip(trained, given, strict=True)):
+        if one != other:
+            raise ConfigError(f"{where} has other classes than the data: class {number} is {one}, not {other}")
 
 
 def put(model: nn.Module, path: str | Path) -> None:

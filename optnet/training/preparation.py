@@ -68,6 +68,7 @@ def prepare(config: Train, overrides: Sequence[str] = ()) -> Parts:
         described = checkpoint.describe(model, config.model.name, kwargs)
         trainers.try_step(config, model, data.shape)
     else:
+        checkpoint.check_classes(resumed, data.classes, f"resume={config.resume}")
         model, described = checkpoint.rebuild(resumed), resumed["model"]
     parts = Parts(config, device, data, model.to(device), described, resumed, note)
     if resumed is None:

@@ -11,7 +11,7 @@ from timm.data import create_transform, resolve_data_config
 from torch import nn
 
 from optnet.data import DataSet, Loader
-from optnet.errors import CheckpointError, ModelError
+from optnet.errors import CheckpointError
 from optnet.training import checkpoint, setup
 from optnet.training.config import Data, Evaluate, Model
 
@@ -44,6 +44,7 @@ def of_checkpoint(config: Evaluate, file: str, name: str | None) -> Subject:
 
     Raises:
         CheckpointError: the file is missing, would need unpickling, or its weights do not fit.
+        ConfigError: the data has other classes than those it was trained on.
     """
     content = checkpoint.read(file)
     if not checkpoint.is_ours(content):
@@ -64,8 +65,7 @@ def of_checkpoint(config: Evaluate, file: str, name: str | None) -> Subject:
         data = setup.data(data_config, int(content["config"]["seed"]), training=False)
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{file} does not say which data it was trained on ({error})") from None
-    if len(content["classes"]) != len(data.classes):
-        raise ModelError(f"{file} has {len(content['classes'])} classes, but {data.name} has {len(data.classes)}")
+    checkpoint.check_classes(content, data.classes, file)
     return Subject("checkpoint", file, model, data, None)
 
 
