@@ -108,6 +108,7 @@ def test_alone_nothing_happens():
     value = torch.ones(2)
     with distributed.processes():
         distributed.summed(value)
+        assert distributed.together(lambda: 3) == 3
         distributed.spread(model)
         assert distributed.share(3) == 1 and distributed.replica(model) is model
         distributed.share_buffers(model, "reduce")
@@ -193,6 +194,44 @@ def test_processes_of_its_own(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_processes_of_its_own_are_interrupted_and_go_on_as_many(tmp_path, number):
+    run = start(tmp_path, ROOT / "train.py", *SMALL, "epochs=500", "distributed.processes=2")
+    deadline = time.time() + 120
+    while not list(tmp_path.glob("runs/*/*/checkpoints/best.pt")):
+        assert time.time() < deadline and run.poll() is None
+        time.sleep(0.2)
+    run.send_signal(number)
+    _, err = finished(run, status=128 + number)
+    assert "Traceback" not in err
+    folder = only_run(tmp_path)
+    assert "interrupted and saved" in (folder / "console.log").read_text()
+    done = torch.load(folder / "checkpoints" / "last.pt", weights_only=True)["progress"]["epoch"]
+    finished(start(tmp_path, ROOT / "train.py", f"resume={folder}", f"epochs={done + 1}"))
+    assert json.loads((folder / "summary.json").read_text())["processes"] == 2
+
+
+@pytest.mark.slow
+def test_a_damaged_picture_is_named_whoever_reads_it(tmp_path):
+    """In training by the process that has it, in scoring by all; the other one says that its fellow is gone."""
+    pictures = tmp_path / "pictures"
+    class_folder(pictures / "train", count=20)
+    class_folder(pictures / "test", count=10)
+    data = ["data=folder", f"data.root={pictures}", "data.size=16", "data.workers=0", "batch_size=8"]
+    finished(start(tmp_path / "good", *torchrun(), *SMALL, *data, "epochs=1"))
+    (best,) = tmp_path.glob("good/runs/*/*/checkpoints/best.pt")
+    for split in ("test", "train"):
+        for file in sorted((pictures / split).rglob("*.jpg")):  # each process has some of them
+            file.write_bytes(file.read_bytes()[:60])
+        if split == "test":
+            arguments = [ROOT / "evaluate.py", f"checkpoint={best}", "device=cpu"]
+            _, err = finished(start(tmp_path, *torchrun()[:-1], *arguments), status=1)
+            assert err.count("error: ") == 1 and "cannot be read" in err and "exitcode  : 2" in err
+    out, err = finished(start(tmp_path / "bad", *torchrun(), *SMALL, *data, "epochs=1"), status=1)
+    assert "cannot be read" in out + err
+
+
+@pytest.mark.slow
 def test_a_sweep_through_submitit(tmp_path):
     """The launcher for clusters with its local executor: two jobs, each of which starts two processes."""
     finished(start(tmp_path, ROOT / "train.py", "-m", "cluster=local", *SMALL, "distributed.processes=2", "seed=0,1"))
@@ -212,12 +251,22 @@ def test_which_trainers_take_several_processes(name):
             launch.prepare(made)
 
 
+@pytest.mark.parametrize("request_", ["device=cuda", "distributed.batch_norm=synchronise", "batch_size=2"])
+def test_what_is_refused_before_others_are_started(tmp_path, request_):
+    if request_ == "device=cuda" and torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    options = [*(() if "cuda" in request_ else ("device=cpu",)), "distributed.processes=2", request_]
+    _, err = finished(start(tmp_path, ROOT / "train.py", *options), status=2)
+    assert err.startswith("error: ") and err.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("request_, words", [
     (["-m", "seed=0,1"], "-m does not go under torchrun"),
     (["batch_size=2"], "batch_size=2 must be at least 4"),
     (["epochs=0"], "epochs=0"),
     (["distributed.batch_norm=synchronise"], "GPUs alone"),
+    (["data.limit=3", "batch_size=4"], "too few for 2 processes"),
 ])  # fmt: skip
 def test_what_is_refused(tmp_path, request_, words):
     _, err = finished(start(tmp_path, *torchrun(), *request_, "device=cpu"), status=1)

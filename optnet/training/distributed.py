@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import timm.utils
 import torch
@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from optnet.errors import ConfigError
+from optnet.errors import ConfigError, RequestError
 
 BATCH_NORMS = ("reduce", "broadcast", "none", "synchronise")
 """Each process has its own batch-norm statistics in training, and before scoring they are averaged, or the first one's
@@ -114,6 +114,27 @@ def united(values: set[str]) -> set[str]:
     return set().union(*gathered)
 
 
+def together(work: Callable[[], Result]) -> Result:
+    """``work()`` in every process; if the request of one of them was wrong, each raises that, the first's first.
+
+    Raises:
+        RequestError: ``work`` raised it in some process.
+    """
+    result, error = None, ""
+    try:
+        result = work()
+    except RequestError as failure:
+        if size() == 1:
+            raise
+        error = str(failure)
+    if size() > 1:
+        errors: list[str] = [""] * size()
+        dist.all_gather_object(errors, error)
+        if first := next(filter(None, errors), ""):
+            raise RequestError(first)
+    return cast(Result, result)
+
+
 def summed(*values: Tensor) -> None:
     """Puts the sum over all processes in the place of each value."""
     if size() > 1:
@@ -132,6 +153,11 @@ def share_buffers(model: nn.Module, how: str) -> None:
     """Gives every process the same batch-norm statistics: the mean (``reduce``) or the first's (``broadcast``)."""
     if size() > 1 and how in ("reduce", "broadcast"):
         timm.utils.distribute_bn(model, size(), reduce=how == "reduce")
+
+
+def is_lost_peer(error: RuntimeError) -> bool:
+    """Whether a sum failed because another process is gone. (NCCL has a class for it, gloo its name in the text.)"""
+    return size() > 1 and (isinstance(error, dist.DistError) or "gloo" in str(error))
 
 
 def replica(network: nn.Module) -> nn.Module:

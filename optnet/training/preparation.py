@@ -38,30 +38,36 @@ class Parts:
 
     def loader(self, split: str, batch_size: int, *, training: bool = False) -> Loader:
         """This process's share of each batch."""
+        whole = self.whole_loader(split, batch_size, training=training)
+        return whole.shared(distributed.rank(), distributed.size())
+
+    def whole_loader(self, split: str, batch_size: int, *, training: bool = False) -> Loader:
+        """All of each batch, in every process."""
         config = self.config.data
-        whole = self.data.loader(
+        return self.data.loader(
             split, batch_size, device=self.device, training=training, augment=config.augment, workers=config.workers,
             seed=self.config.seed, skip=config.unreadable == "skip",
         )  # fmt: skip
-        return whole.shared(distributed.rank(), distributed.size())
 
 
-def prepare(config: Train, overrides: Sequence[str] = ()) -> Parts:
-    """Checks a request by building its parts; writes nothing.
+def prepare(config: Train, overrides: Sequence[str] = (), *, trial: bool = False) -> Parts:
+    """Checks a request by building its parts; writes nothing. A ``trial`` builds them on the CPU, for others to train.
 
     Raises:
         RequestError: the request is wrong.
     """
     resumed, note = None, ""
     if config.resume is not None:
-        config = _stored(config, overrides)
+        config = stored(config, overrides)
         resumed, note = checkpoint.last(Path(str(config.resume)))
         if config.epochs < resumed["progress"]["epoch"]:
             raise ConfigError(f"epochs={config.epochs} is less than the {resumed['progress']['epoch']} done already")
     _check_place(config.runs, config.name)
-    device = distributed.device(setup.device(config.device))
-    _check_processes(config, device)
+    _check_processes(config)
+    device = torch.device("cpu") if trial else distributed.device(setup.device(config.device))
     data = distributed.primary_first(lambda: setup.data(config.data, config.seed))
+    if len(data.train) < 2 * (processes := _processes(config)):
+        raise ConfigError(f"{len(data.train)} training pictures are too few for {processes} processes; 2 for each")
     torch.manual_seed(config.seed)
     if resumed is None:
         model, kwargs = setup.model(config.model, config.algorithm, len(data.classes), data.shape)
@@ -72,23 +78,36 @@ def prepare(config: Train, overrides: Sequence[str] = ()) -> Parts:
         model, described = checkpoint.rebuild(resumed), resumed["model"]
     parts = Parts(config, device, data, model.to(device), described, resumed, note)
     if resumed is None:
-        loader = parts.loader("train", config.batch_size, training=True)
+        loader = parts.whole_loader("train", config.batch_size, training=True)
         setup.initialise(config.init, parts.model, loader, data.train.labels)
     if distributed.size() > 1 and config.distributed.batch_norm == "synchronise":
         parts.model = convert_sync_batchnorm(parts.model)
     return parts
 
 
-def _check_processes(config: Train, device: torch.device) -> None:
-    """Whether as many processes as there are to be can train together."""
-    processes = max(distributed.size(), config.distributed.processes)
+def _processes(config: Train) -> int:
+    """How many there are, or, before they are started, are to be."""
+    return distributed.size() if distributed.launched() else config.distributed.processes
+
+
+def _check_processes(config: Train) -> None:
+    """Whether as many processes as there are to be can train together, on the devices there are."""
+    processes = _processes(config)
     if processes == 1:
         return
     if not trainers.TRAINERS[config.trainer.name].distributed:
         raise ConfigError(f"trainer={config.trainer.name} trains in one process alone")
     if config.batch_size < 2 * processes:
         raise ConfigError(f"batch_size={config.batch_size} must be at least {2 * processes}, 2 for each process")
-    if config.distributed.batch_norm == "synchronise" and distributed.size() > 1 and device.type != "cuda":
+    on_gpus = config.device.partition(":")[0] in ("auto", "cuda") and torch.cuda.is_available()
+    if not on_gpus:
+        setup.device(config.device)
+    elif not distributed.launched() and torch.cuda.device_count() < processes:
+        raise ConfigError(
+            f"device={config.device}: the GPUs here, {torch.cuda.device_count()}, are too few for {processes} "
+            f"processes; or device=cpu"
+        )
+    if config.distributed.batch_norm == "synchronise" and not on_gpus:
         raise ConfigError("distributed.batch_norm=synchronise works on GPUs alone; use reduce")
 
 
@@ -102,13 +121,13 @@ def _check_place(runs: str, name: str | None) -> None:
         raise ConfigError(f"runs={runs}: {existing} is no folder that can be written to; give another one")
 
 
-def _stored(config: Train, overrides: Sequence[str]) -> Train:
+def stored(config: Train, overrides: Sequence[str]) -> Train:
     """The configuration of the run to go on with, with the overrides it allows."""
     file = Path(str(config.resume)) / "config.yaml"
     if not file.is_file():
         raise ConfigError(f"resume={config.resume} is not a run's folder: there is no {file}")
     try:
-        stored: Any = trainers.typed(Train, OmegaConf.load(file))
+        kept: Any = trainers.typed(Train, OmegaConf.load(file))
     except (OmegaConfBaseException, ValueError, OSError) as error:
         raise ConfigError(f"{file} cannot be read: {str(error).splitlines()[0]}") from None
     for override in overrides:
@@ -116,11 +135,11 @@ def _stored(config: Train, overrides: Sequence[str]) -> Train:
         if key not in ON_RESUME:
             raise ConfigError(f"{override}: a resumed run keeps its config; only {', '.join(ON_RESUME)} can be given")
         if key == "data.root":
-            stored.data.root = config.data.root
+            kept.data.root = config.data.root
         elif key == "distributed.processes":
-            stored.distributed.processes = config.distributed.processes
+            kept.distributed.processes = config.distributed.processes
         else:
-            setattr(stored, key, getattr(config, key))
-    stored.resume = config.resume
-    check(stored)
-    return stored
+            setattr(kept, key, getattr(config, key))
+    kept.resume = config.resume
+    check(kept)
+    return kept

@@ -40,15 +40,13 @@ def train(parts: Parts) -> float:
             run.epochs(caught, shown)
             return run.finish()
     except Diverged as error:
-        run.logbook.say(f"stopped: {error}; a lower lr may help; {run.way_on()}")
-    except RequestError as error:  # a picture, or the best checkpoint, that cannot be read
-        run.logbook.say(f"stopped: {error}; {run.way_on()}")
-    except OSError as error:  # a full disk, most often: console.log has no room for the message either
-        print(f"stopped: {error}; {run.way_on()}", flush=True)
+        run.stopped(f"{error}; a lower lr may help")
+    except (RequestError, OSError) as error:  # a picture or the best checkpoint that cannot be read; a full disk
+        run.stopped(str(error))
     except RuntimeError as error:
-        if distributed.size() > 1:  # another process is gone, most often
-            run.logbook.say(f"stopped: {str(error).splitlines()[0]}; {run.way_on()}")
-        raise
+        if not distributed.is_lost_peer(error):
+            raise
+        run.stopped("another process ended")
     finally:
         run.close()
     sys.exit(1)
@@ -221,6 +219,17 @@ class Run:
         }  # fmt: skip
         keep = checkpoint.BEFORE if name == checkpoint.LAST else None
         checkpoint.save(self.folder / "checkpoints" / name, content, keep)
+
+    def stopped(self, reason: str) -> None:
+        """Says why the run ends: the first process in the logbook, another one on its own. A full disk has no room."""
+        line = f"stopped: {reason}; {self.way_on()}"
+        try:
+            if distributed.is_primary():
+                self.logbook.say(line)
+            else:
+                print(f"process {distributed.rank()} {line}", file=sys.stderr, flush=True)
+        except OSError:
+            print(line, flush=True)
 
     def way_on(self) -> str:
         """What to do after a stop."""

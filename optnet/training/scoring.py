@@ -43,20 +43,28 @@ class Score:
 
 @torch.no_grad()
 def evaluate(model: nn.Module, loader: Loader, classes: int) -> Score:
-    """Scores a model on every picture of a loader, in evaluation mode; of several processes' shares together."""
+    """Scores a model on every picture of a loader, in evaluation mode; of several processes' shares together.
+
+    Raises:
+        DataError: a picture cannot be read; RequestError in all processes, if that is in another one's share.
+    """
     was_training = model.training
     model.eval()
     loss = torch.zeros((), dtype=torch.float64)
     confusion, top5 = torch.zeros(classes * classes, dtype=torch.long), torch.zeros((), dtype=torch.long)
     bins = torch.zeros(BINS, 2, dtype=torch.float64)  # sums of confidence and of right answers
-    for images, labels in loader.batches():
-        logits = model(images).float()
-        loss += F.cross_entropy(logits, labels, reduction="sum").double().cpu()
-        confidence, answers = logits.softmax(1).max(1)
-        top5 += (logits.topk(min(5, logits.shape[1])).indices == labels[:, None]).any(1).sum().cpu()
-        confusion += torch.bincount((labels * classes + answers).cpu(), minlength=classes * classes)
-        number = (confidence.cpu() * BINS).ceil().long().clamp(1, BINS) - 1
-        bins.index_add_(0, number, torch.stack([confidence, (answers == labels).float()], 1).double().cpu())
+
+    def score_share() -> None:
+        for images, labels in loader.batches():
+            logits = model(images).float()
+            loss.add_(F.cross_entropy(logits, labels, reduction="sum").double().cpu())
+            confidence, answers = logits.softmax(1).max(1)
+            top5.add_((logits.topk(min(5, logits.shape[1])).indices == labels[:, None]).any(1).sum().cpu())
+            confusion.add_(torch.bincount((labels * classes + answers).cpu(), minlength=classes * classes))
+            number = (confidence.cpu() * BINS).ceil().long().clamp(1, BINS) - 1
+            bins.index_add_(0, number, torch.stack([confidence, (answers == labels).float()], 1).double().cpu())
+
+    distributed.together(score_share)
     model.train(was_training)
     distributed.summed(loss, confusion, top5, bins)
     matrix = confusion.view(classes, classes)
