@@ -1,20 +1,22 @@
 """Training with and without backpropagation on one net, data and start: benchmarks/trainers.py [--tasks 'mnist*']
 
 Every run (task, method, seed) is an entry of results/trainers.json; one that is there is not run again without --again.
-The test split is scored after each epoch to draw the curves; no choice is made by it within a run. One thread: seconds
-are the processor's, so that other jobs on the machine do not count; the wall clock's are kept beside them.
+Several processes may measure into one file. The test split is scored after each epoch to draw the curves; no choice is
+made by it within a run. One thread: seconds are the processor's, of limits and curves too, so that other jobs on the
+machine do not count; the wall clock's whole is kept beside them.
 """
 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import fnmatch
 import json
 import os
 import platform
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +115,7 @@ def reconstruction(model: nn.Module, images: Tensor, targets: Tensor) -> float:
 TASKS = {
     "mnist-300": Task((300,), "relu", mnist, errors, "test error, %", 60),
     "mnist-300-100": Task((300, 100), "relu", mnist, errors, "test error, %", 60),
-    "usps-autoencoder": Task((101,) * 5, "sigmoid", usps, reconstruction, "squared error of a new picture", 100),
+    "usps-autoencoder": Task((101,) * 5, "sigmoid", usps, reconstruction, "squared error of a new picture", 60),
 }
 
 
@@ -161,9 +163,10 @@ MNIST = {
 USPS = {
     "SGD": Method(sgd(0.02), 20, MANY),
     "L-BFGS": Method(lbfgs, 0, MANY),
-    "MAC, x10 when it gains < 5 %": Method(simple(lifted.MAC, lifted.MACOptions()), 0, MANY),
-    "MAC, x10 when it gains < 50 %": Method(simple(lifted.MAC, lifted.MACOptions(stall=0.5)), 0, MANY),
-    "MAC, x2 when it gains < 5 %": Method(simple(lifted.MAC, lifted.MACOptions(growth=2.0)), 0, MANY),
+    "MAC, mu x 10 after a gain < 5 %": Method(simple(lifted.MAC, lifted.MACOptions(cg=0)), 0, MANY),
+    "MAC, mu x 1.5 after each sweep": Method(
+        simple(lifted.MAC, lifted.MACOptions(cg=0, growth=1.5, stall=1.0)), 0, MANY
+    ),
 }
 METHODS = {"mnist-300": MNIST, "mnist-300-100": MNIST, "usps-autoencoder": USPS}
 
@@ -194,7 +197,9 @@ def batches(x: Tensor, y: Tensor, size: int, epoch: int, seed: int) -> Iterator[
 
 
 def train(task: Task, method: Method, seed: int) -> dict[str, Any]:
-    """One run. A row of its curve: (seconds of training, passes over the data, score on new pictures, on old ones)."""
+    """One run. A row of its curve: (seconds of training; epochs, sweeps over all pictures, or L-BFGS's evaluations;
+    score on new pictures, on old ones; MAC's mu). Rows closer than 3 % of the seconds are left out.
+    """
     model, (x, y, new_x, new_y) = prepared(task, method, seed)
     steps = method.epochs * (-(-len(x) // method.batch) if method.batch else 1)
     trainer = method.build(model, steps)
@@ -205,7 +210,8 @@ def train(task: Task, method: Method, seed: int) -> dict[str, Any]:
     def note(passes: float) -> None:
         old = slice(None) if task.score is reconstruction else slice(10_000)
         scores = [round(task.score(model, *part), 3) for part in ((new_x, new_y), (x[old], y[old]))]
-        curve.append([round(seconds, 2), passes, *scores])
+        mu = [trainer.mu] if isinstance(trainer, lifted.MAC) else []
+        curve.append([round(seconds, 2), passes, *scores, *mu])
 
     note(0)
     for epoch in range(method.epochs):
@@ -216,8 +222,14 @@ def train(task: Task, method: Method, seed: int) -> dict[str, Any]:
         note(getattr(trainer, "evaluations", epoch + 1) if method.batch == 0 else epoch + 1)
         if seconds > task.limit or not curve[-1][2] < float("inf"):
             break
-    best = min(row[2] for row in curve)
-    return {"final": curve[-1][2], "best": best, "seconds": seconds, "wall_seconds": wall, "curve": curve}
+    thin = curve[:1]
+    for row in curve[1:-1]:
+        if row[0] > 1.03 * thin[-1][0]:
+            thin.append(row)
+    return {
+        "final": curve[-1][2], "passes": curve[-1][1], "seconds": round(seconds, 2), "wall_seconds": round(wall, 2),
+        "limit": task.limit, "curve": [*thin, curve[-1]],
+    }  # fmt: skip
 
 
 def live_bytes(step: Callable[[], Any], kept: list[Tensor]) -> int:
@@ -252,7 +264,7 @@ def memory(width: int, batch: int) -> dict[str, float]:
 
 
 def draw(results: dict[str, Any], name: str, file: Path) -> None:
-    """The mean curves of a task: against seconds, and against passes."""
+    """The curves of a task, of each method's first seed: against seconds, and against passes."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -267,12 +279,36 @@ def draw(results: dict[str, Any], name: str, file: Path) -> None:
     if "mean image" in results:
         for axis in axes if name == "usps-autoencoder" else ():
             axis.axhline(results["mean image"], color="black", linewidth=0.8, linestyle="--", label="mean image")
-    for axis, label in zip(axes, ("seconds of one thread", "passes over the data"), strict=True):
+    for axis, label in zip(
+        axes, ("processor seconds of one thread", "epochs, sweeps, or evaluations of L-BFGS"), strict=True
+    ):
         axis.set(xlabel=label, ylabel=TASKS[name].unit, yscale="log", xscale="log", title=name)
         axis.grid(True, which="both", linewidth=0.3)
     axes[1].legend(fontsize=8)
     figure.savefig(file, dpi=70)
     pyplot.close(figure)
+
+
+def update(file: Path, change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Changes the results as they are in the file now, while no other process does."""
+    folder = os.open(file.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        results: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"runs": {}}
+        change(results)
+        results.update(torch=torch.__version__, optnet=optnet.__version__, python=platform.python_version())
+        results.update(device=f"cpu ({processor()}), 1 thread", count={"mnist": 10_000, "usps": 2_291})
+        file.write_text(json.dumps(results, separators=(",", ":")).replace('},"', '},\n"') + "\n")
+        return results
+    finally:
+        os.close(folder)
+
+
+def processor() -> str:
+    """The processor's name, else its kind."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.exists() else []
+    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
 
 
 def main() -> None:
@@ -287,33 +323,33 @@ def main() -> None:
     torch.set_num_threads(1)
     options.results.mkdir(parents=True, exist_ok=True)
     file = options.results / "trainers.json"
-    results: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"runs": {}}
-    results.update(torch=torch.__version__, optnet=optnet.__version__, python=platform.python_version())
-    results.update(device=f"cpu ({platform.machine()}), 1 thread", count={"mnist": 10_000, "usps": 2_291})
-
-    def save() -> None:
-        file.write_text(json.dumps(results, indent=None, separators=(",", ":")).replace('},"', '},\n"') + "\n")
-
+    results = update(file, lambda results: None)
     if fnmatch.fnmatch("memory", options.tasks) and ("memory" not in results or options.again):
-        results["memory"] = memory(2048, 1000)
-        print("memory", results["memory"], flush=True)
-        save()
+        measured = memory(2048, 1000)
+        print("memory", measured, flush=True)
+        update(file, lambda results: results.update(memory=measured))
     for name, task in TASKS.items():
         if not fnmatch.fnmatch(name, options.tasks):
             continue
         if task.score is reconstruction:
             x, _, new_x, _ = task.data()
-            results["mean image"] = float((new_x - x.mean(0)).square().sum(1).mean())
-        task = Task(**{**vars(task), "limit": options.limit or task.limit})
+            mean = float((new_x - x.mean(0)).square().sum(1).mean())
+            update(file, lambda results, mean=mean: results.update({"mean image": mean}))
+        task = replace(task, limit=options.limit or task.limit)
         for label, method in METHODS[name].items():
             for seed in options.seeds if fnmatch.fnmatch(label, options.methods) else ():
-                runs = results["runs"].setdefault(name, {}).setdefault(label, {})
-                if str(seed) in runs and not options.again:
+                if str(seed) in results["runs"].get(name, {}).get(label, {}) and not options.again:
                     continue
-                runs[str(seed)] = run = train(task, method, seed)
+                run = train(task, method, seed)
                 print(f"{name}: {label}, seed {seed}: {run['final']:.3f}, {run['seconds']:.0f} s", flush=True)
-                save()
-        draw(results, name, options.results / f"trainers-{name}.png")
+
+                def keep(
+                    results: dict[str, Any], name: str = name, label: str = label, seed: int = seed, run: Any = run
+                ) -> None:
+                    results["runs"].setdefault(name, {}).setdefault(label, {})[str(seed)] = run
+
+                update(file, keep)
+        draw(update(file, lambda results: None), name, options.results / f"trainers-{name}.png")
 
 
 if __name__ == "__main__":

@@ -60,14 +60,15 @@ def test_an_lpom_step_lives_on_as_little_memory_as_an_sgd_step(tmp_path):
 @pytest.mark.skipif("OPTNET_DATA" not in os.environ, reason="OPTNET_DATA names no folder of data sets")
 def test_trainers(tmp_path):
     options = ["--tasks", "usps*", "--limit", "0.1", "--methods"]
-    done = benchmark(tmp_path, *options, "MAC, x10 when it gains < 5 %", script="trainers.py")
+    done = benchmark(tmp_path, *options, "MAC, mu x 10 after a gain < 5 %", script="trainers.py")
     assert done.returncode == 0, done.stderr
     file = tmp_path / "trainers.json"
     results = json.loads(file.read_text())
-    run = results["runs"]["usps-autoencoder"]["MAC, x10 when it gains < 5 %"]["0"]
+    run = results["runs"]["usps-autoencoder"]["MAC, mu x 10 after a gain < 5 %"]["0"]
     assert run["final"] < results["mean image"], "after its first iteration"
     assert (tmp_path / "trainers-usps-autoencoder.png").stat().st_size > 5_000
-    again = benchmark(tmp_path, *options, "*%", script="trainers.py")
-    assert "< 50 %" in again.stdout and "x10 when it gains < 5 %" not in again.stdout
+    assert run["limit"] == 0.1 and [row[-1] for row in run["curve"]] == [1, 1], "mu"
+    again = benchmark(tmp_path, *options, "MAC*", script="trainers.py")
+    assert "each sweep" in again.stdout and "gain < 5 %" not in again.stdout
     kept = json.loads(file.read_text())["runs"]["usps-autoencoder"]
-    assert kept["MAC, x10 when it gains < 5 %"]["0"] == run and len(kept) == 3
+    assert kept["MAC, mu x 10 after a gain < 5 %"]["0"] == run and len(kept) == 2
