@@ -1,6 +1,7 @@
 """Monitoring: its numbers against explicit Hessians and plain loops, its event files read back, its cost."""
 
 import json
+import re
 import time
 from itertools import pairwise
 
@@ -10,16 +11,20 @@ import timm
 import torch
 import torch.nn.functional as F
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
+from test_data import class_folder
 from test_training import TINY, config, only_run
 from torch import nn
 from torch.func import functional_call
 
 import optnet
+from optnet.data import load
 from optnet.monitoring import board, depth, figures
 from optnet.monitoring.conditioning import measure, training_loss
 from optnet.options import check
 from optnet.training import loop, run, trainers
-from optnet.training.config import Backprop, Model
+from optnet.training.backprop import CLIPS
+from optnet.training.config import Backprop, Data, Model
 from optnet.training.config import Monitor as Options
 from optnet.training.monitor import Monitor, gradient_norms
 
@@ -152,6 +157,52 @@ def test_predictions_are_drawn():
     figure = figures.predictions(torch.zeros(3, 1, 4, 4), labels, logits, ("cat", "dog"), (0.5,), (0.25,))
     titles = [axes.get_title() for axes in figure.axes]
     assert titles == ["cat 98%", "dog 98%", "dog 98%\nnot cat", ""]
+
+
+def test_the_pictures_looked_at_are_of_every_class(tmp_path):
+    """Drawn from a whole split, where a folder's files lie class by class; and the same ones in every run."""
+    for part in ("train", "val", "test"):
+        class_folder(tmp_path / part, classes=("ant", "bee", "cat"), count=20)
+    made = run.Train(data=Data(name="folder", root=str(tmp_path), size=16))
+    for split, look in {"train": "probe", "validation": "shown"}.items():
+        data = load("folder", str(tmp_path), size=16)
+        found = [getattr(Monitor(made, None, data, torch.device("cpu"), lambda: 0), look) for _ in range(2)]
+        images, labels = found[0]
+        assert len(images) == 16 and set(labels.tolist()) == {0, 1, 2}
+        assert torch.equal(images, found[1][0])
+        whole = torch.cat([batch for batch, _ in data.loader(split, 64, device=torch.device("cpu")).batches()])
+        assert all((whole == image).flatten(1).all(1).any() for image in images)
+
+
+@pytest.mark.parametrize("views, loaded", [
+    ({"every": 0, "conditioning": 0, "figures": "none", "graph": False}, set()),
+    ({"every": 1, "conditioning": 0, "figures": "none", "graph": False}, {"probe"}),
+    ({"every": 0, "conditioning": 0, "figures": "epoch", "graph": False}, {"shown"}),
+])  # fmt: skip
+def test_pictures_are_loaded_for_a_view_alone(tmp_path, views, loaded):
+    made = config(tmp_path, monitor=Options(**views))
+    parts = run.prepare(made)
+    trainer = trainers.build(made, parts.model, 10)
+    with torch.utils.tensorboard.SummaryWriter(str(tmp_path)) as writer:
+        monitor = Monitor(made, writer, parts.data, parts.device, lambda: 0)
+        monitor.on_start(loop.Progress(), trainer)
+        monitor.on_step(loop.Progress(updates=1), trainer)
+        monitor.on_epoch(loop.Progress(epoch=1), trainer)
+    assert {"probe", "shown"} & set(vars(monitor)) == loaded
+
+
+@pytest.mark.parametrize("mode", CLIPS)
+def test_gradient_norms_are_those_before_clipping(tmp_path, mode):
+    looked = {}
+    for clip in (None, 1e-3):
+        looking = Options(every=1, conditioning=0, figures="none", graph=False)
+        trainer = Backprop(clip=clip, clip_mode=mode)
+        made = config(tmp_path / str(clip), epochs=1, max_steps=1, monitor=looking, trainer=trainer)
+        run.train(run.prepare(made))
+        found = events(only_run(tmp_path / str(clip)))
+        tags = [tag for tag in found.Tags()["scalars"] if tag.startswith("gradient_norm/")]
+        looked[clip] = {tag: found.Scalars(tag)[0].value for tag in tags}
+    assert looked[None] == looked[1e-3] and looked[None]["gradient_norm/all"] > 0.1
 
 
 def test_the_graph_of_what_cannot_be_traced(tmp_path):
@@ -294,7 +345,19 @@ def test_the_defaults_cost_less_than_three_per_cent_of_a_step(tmp_path):
     assert sum(share.values()) < 0.03 * step
 
 
-def test_the_layout_names_tags_that_exist():
-    model = timm.create_model("hbnet_small", **TINY)
-    charts = board.layout(model)
-    assert list(charts["movement"]) == ["stages.0.steps", "stages.1.steps"]
+@pytest.mark.parametrize("name", [*SMALL, "mlp"])
+def test_the_layout_names_tags_that_exist(tmp_path, name):
+    """As TensorBoard matches them; and no stage's curves, or part's, are without a chart."""
+    small = {"blocks": [2, 2], "widths": [4, 8]}
+    found = events(watched(tmp_path, epochs=1, model=Model(name, **({} if name == "mlp" else small))))
+    tags = found.Tags()["scalars"]
+    charted = set()
+    (written,) = found.Tensors("custom_scalars__config__")
+    layout = Layout.FromString(written.tensor_proto.string_val[0])
+    for chart in [chart for category in layout.category for chart in category.chart]:
+        for pattern in chart.multiline.tag:
+            matched = {tag for tag in tags if re.match(pattern, tag)}
+            assert matched, f"{chart.title}: no tag is like {pattern}"
+            charted |= matched
+    kinds = ("coefficients/", "movement/", "gradient_norm/", "conditioning/g")
+    assert {tag for tag in tags if tag.startswith(kinds)} <= charted

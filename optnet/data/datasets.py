@@ -140,16 +140,10 @@ def load(
         held_out, train = train.split(validation, seed)
     if training and not len(train):
         raise DataError(f"{name} in {root} has too few pictures to split: {len(source.train)}")
-    train, held_out, test = (_limited(part, limit) for part in (train, held_out, source.test))
+    train, held_out, test = (part.limited(limit) for part in (train, held_out, source.test))
     channels, height, width = train.images.shape[1:] if isinstance(train.images, Tensor) else (3, size, size)
     shape = (channels, height, width)
     return DataSet(name, source.classes, shape, source.mean, source.std, train, held_out, test, crop)
-
-
-def _limited(pictures: Pictures, limit: int | None) -> Pictures:
-    return (
-        pictures if limit is None or not len(pictures) else pictures.split(min(1.0, limit / len(pictures)), seed=0)[0]
-    )
 
 
 def _find(name: str, root: str, size: int, classes: int, images: int, verify: bool, download: bool) -> Source:

@@ -27,9 +27,17 @@ class Pictures:
 
     def split(self, fraction: float, seed: int) -> tuple[Pictures, Pictures]:
         """A part of the pictures (at least one), drawn by ``seed``, and the rest."""
-        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed)).tolist()
+        order = self._shuffled(seed)
         count = max(1, round(len(self) * fraction))
         return self.select(order[:count]), self.select(order[count:])
+
+    def limited(self, count: int | None) -> Pictures:
+        """At most ``count`` pictures, drawn from all of them, the same ones in every run."""
+        return self if count is None else self.select(self._shuffled(seed=0)[:count])
+
+    def _shuffled(self, seed: int) -> list[int]:
+        order: list[int] = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed)).tolist()
+        return order
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from optnet.unroll import Unrolled
+from optnet.unroll import Unrolled, coefficients
 
 
 def layout(model: nn.Module) -> dict[str, dict[str, list[Any]]]:
@@ -27,9 +27,10 @@ def layout(model: nn.Module) -> dict[str, dict[str, list[Any]]]:
         "gradients": {"norm by part": ["Multiline", ["gradient_norm/.*"]]},
         "conditioning": {"g'g, g'Hg": ["Multiline", ["conditioning/(gg|gHg)"]]},
     }
-    if stages:
-        charts["coefficients"] = {stage: ["Multiline", [f"coefficients/{stage}/.*"]] for stage in stages}
-        charts["movement"] = {stage: ["Multiline", [f"movement/{stage}/.*"]] for stage in stages}
+    told = dict.fromkeys(entry.stage for entry in coefficients(model))
+    for kind, names in {"coefficients": told, "movement": stages}.items():
+        if names:
+            charts[kind] = {stage: ["Multiline", [f"{kind}/{stage}/.*"]] for stage in names}
     return charts
 
 

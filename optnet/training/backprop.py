@@ -35,6 +35,9 @@ class Backpropagation:
         average: of the weights, which is then scored and kept in place of the weights themselves.
         channels_last: the layout of pictures and weights in memory.
         compiled: run the forward pass through torch.compile.
+
+    Attributes:
+        gradient_norms: of each parameter's gradient in the last step before it was clipped; None: nothing is clipped.
     """
 
     full_batch = False
@@ -66,6 +69,7 @@ class Backpropagation:
         self.precision, self.layout, self.parts = precision, layout, parts
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == torch.float16)
         self.clip, self.clip_mode, self.smoothing = clip, clip_mode, smoothing
+        self.gradient_norms: tuple[Tensor, ...] | None = None
         self.updates = 0
 
     def step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -95,6 +99,7 @@ class Backpropagation:
         if self.clip is not None:
             self.scaler.unscale_(self.optimizer)
             weights = list(self.network.parameters())
+            self.gradient_norms = torch._foreach_norm([weight.grad for weight in weights if weight.grad is not None])
             # as in timm, the classifier's weight and bias, the last two, are left out of the adaptive clipping
             dispatch_clip_grad(weights[:-2] if self.clip_mode == "agc" else weights, self.clip, self.clip_mode)
         self.scaler.step(self.optimizer)

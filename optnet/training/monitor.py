@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -40,25 +42,41 @@ class Monitor(Observer):
         self.events = events
         self.data = data
         self.memory = memory
-        self.probe, self.labels = _first(data, "train", config, device)
-        self.shown, self.shown_labels = _first(data, "validation", config, device)
+        self.device = device
         self.conditions = self.options.conditioning > 0
         self.seconds = 0.0
+
+    @cached_property
+    def probe(self) -> tuple[Tensor, Tensor]:
+        """The pictures of the training split, with their labels, on which movement and conditioning are measured."""
+        return self._some("train")
+
+    @cached_property
+    def shown(self) -> tuple[Tensor, Tensor]:
+        """The pictures of the validation split, with their labels, whose predictions are drawn."""
+        return self._some("validation")
+
+    def _some(self, split: str) -> tuple[Tensor, Tensor]:
+        """A few pictures drawn from a whole split, the same ones in every run, unaugmented."""
+        few = replace(self.data, **{split: getattr(self.data, split).limited(self.options.images)})
+        skip = self.config.data.unreadable == "skip"
+        return next(few.loader(split, self.options.images, device=self.device, skip=skip).batches())
 
     def on_start(self, progress: Progress, trainer: Trainer) -> None:
         if progress.updates:
             return
         self.events.add_custom_scalars(board.layout(trainer.model))
-        if self.options.graph and (reason := board.add_graph(self.events, trainer.model, self.probe[:1])):
+        if self.options.graph and (reason := board.add_graph(self.events, trainer.model, self.probe[0][:1])):
             self.events.add_text("graph", f"TensorBoard cannot show this model's graph: {reason}")
 
     def on_step(self, progress: Progress, trainer: Trainer) -> None:
         options = self.options
         if options.every and progress.updates % options.every == 0:
             with self._timed():
-                for tag, value in gradient_norms(_trained(trainer)).items():
+                found = gradient_norms(_trained(trainer), getattr(trainer, "gradient_norms", None))
+                for tag, value in found.items():
                     self.events.add_scalar(tag, value, progress.updates)
-                for stage, norms in depth.movements(trainer.model, self.probe).items():
+                for stage, norms in depth.movements(trainer.model, self.probe[0]).items():
                     for k, norm in enumerate(norms, 1):
                         self.events.add_scalar(f"movement/{stage}/{k:03d}", norm, progress.updates)
         if self.conditions and progress.updates % options.conditioning == 0:
@@ -94,7 +112,7 @@ class Monitor(Observer):
     def _conditioning(self, trainer: Trainer) -> dict[str, float]:
         """Empty, from then on, for a model that cannot be differentiated twice; TensorBoard's text says why."""
         try:
-            loss, point = conditioning.training_loss(_trained(trainer), self.probe, self.labels)
+            loss, point = conditioning.training_loss(_trained(trainer), *self.probe)
             found = conditioning.measure(loss, point, self.options.lanczos)
         except RuntimeError as error:
             self.conditions = False
@@ -117,11 +135,10 @@ class Monitor(Observer):
         for stage, figure in figures.heat_maps(model).items():
             self.events.add_figure(f"coefficients/{stage}", figure, epoch)
         was_training = model.training
-        logits = model.eval()(self.shown)
+        images, labels = self.shown
+        logits = model.eval()(images)
         model.train(was_training)
-        drawn = figures.predictions(
-            self.shown, self.shown_labels, logits, self.data.classes, self.data.mean, self.data.std
-        )
+        drawn = figures.predictions(images, labels, logits, self.data.classes, self.data.mean, self.data.std)
         self.events.add_figure("predictions", drawn, epoch)
 
 
@@ -131,24 +148,22 @@ def _trained(trainer: Trainer) -> nn.Module:
     return network
 
 
-def gradient_norms(model: nn.Module) -> dict[str, Tensor]:
+def gradient_norms(model: nn.Module, norms: Sequence[Tensor] | None = None) -> dict[str, Tensor]:
     """||g|| of the last step, whole and by part (stem, each stage, head, coefficients), on the device.
 
     Empty if the model has no gradients, as when it is trained without backpropagation.
+
+    Args:
+        norms: of each parameter's gradient, for those that have one, if they are not as the gradients are now.
     """
+    grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    if not grads:
+        return {}
     parts: dict[str, list[Tensor]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.grad is not None:
-            words = name.split(".")
-            part = "coefficients" if "coefficients" in words else ".".join(words[: 1 + words[1].isdigit()])
-            parts.setdefault(part, []).append(parameter.grad)
-    squares = {part: torch.stack(torch._foreach_norm(grads)).square().sum() for part, grads in parts.items()}
-    if squares:
-        squares["all"] = torch.stack(list(squares.values())).sum()
+    for name, norm in zip(grads, norms or torch._foreach_norm(list(grads.values())), strict=True):
+        words = name.split(".")
+        part = "coefficients" if "coefficients" in words else ".".join(words[: 1 + words[1].isdigit()])
+        parts.setdefault(part, []).append(norm)
+    squares = {part: torch.stack(found).square().sum() for part, found in parts.items()}
+    squares["all"] = torch.stack(list(squares.values())).sum()
     return {f"gradient_norm/{part}": square.sqrt() for part, square in squares.items()}
-
-
-def _first(data: DataSet, split: str, config: Train, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The first pictures of a split, unaugmented."""
-    skip = config.data.unreadable == "skip"
-    return next(data.loader(split, config.monitor.images, device=device, skip=skip).batches())
