@@ -6,12 +6,14 @@ import pickle
 import signal
 import time
 
+import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import optnet
 from optnet import CheckpointError, ConfigError
+from optnet.data import load
 from optnet.options import check
 from optnet.training import assess, checkpoint, run
 from optnet.training.config import Data, Evaluate, Model, Train
@@ -91,6 +93,13 @@ def test_every_family_trains_and_evaluates(tmp_path, algorithm):
         min(x["validation_loss"] for x in lines if x["validation_top1"] == summary["best"])
     )
     assert len(test["per_class"]) == 10
+
+
+def test_the_rate_is_the_epochs_own(tmp_path):
+    train(tmp_path, epochs=3)
+    lines, images = metrics(only_run(tmp_path)), len(load("digits", "").train)
+    seconds = np.diff([line["time_train_seconds"] for line in lines], prepend=0)
+    assert [line["time_images_per_second"] for line in lines] == pytest.approx(images / seconds, rel=1e-6)
 
 
 def test_the_coefficients_move(tmp_path):

@@ -66,7 +66,8 @@ class Observer:
 class Progress:
     """Where a run stands: all that going on with it needs besides the trainer's and the random state.
 
-    ``epoch`` epochs are complete; ``batch`` batches of the next one are done, with the sums of loss and right answers.
+    ``epoch`` epochs are complete; ``batch`` batches of the next one are done, with the sums of loss, right answers and
+    seconds.
     """
 
     epoch: int = 0
@@ -75,6 +76,7 @@ class Progress:
     loss_sum: float = 0.0
     correct: int = 0
     count: int = 0
+    epoch_seconds: float = 0.0
     best: float = -1.0
     best_loss: float = math.inf
     best_epoch: int = 0
@@ -136,5 +138,7 @@ def train_epoch(
                 last = now
             if stop:
                 break
-    progress.seconds += time.perf_counter() - started
+    taken = time.perf_counter() - started
+    progress.seconds += taken
+    progress.epoch_seconds += taken
     return progress.batch == steps

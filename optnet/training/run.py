@@ -171,9 +171,10 @@ class Run:
     def _end_epoch(self) -> None:
         progress = self.progress
         train_loss, train_top1 = progress.loss_sum / progress.count, 100 * progress.correct / progress.count
+        rate = progress.count / max(progress.epoch_seconds, 1e-9)
         progress.epoch += 1
         progress.batch = progress.count = progress.correct = 0
-        progress.loss_sum = 0.0
+        progress.loss_sum = progress.epoch_seconds = 0.0
         for observer in self.observers:
             observer.on_epoch(progress, self.trainer)
         distributed.share_buffers(self.trainer.model, self.config.distributed.batch_norm)
@@ -186,7 +187,7 @@ class Run:
         scalars = {
             "train/loss": train_loss, "train/top1": train_top1, "validation/loss": score.loss,
             "validation/top1": score.top1, "validation/top5": score.top5, **self.trainer.scalars(),
-            "time/images_per_second": progress.images / progress.seconds, "time/train_seconds": progress.seconds,
+            "time/images_per_second": rate, "time/train_seconds": progress.seconds,
         }  # fmt: skip
         self.logbook.epoch(progress.epoch, scalars, self.trainer.model)
         self.logbook.say(
