@@ -78,6 +78,18 @@ def test_several_models_side_by_side(tmp_path, monkeypatch, capsys):
     assert len(json.loads((tmp_path / "out" / "evaluation.json").read_text())) == 3
 
 
+def test_a_class_without_a_picture_is_null(tmp_path):
+    """In JSON that others than Python read too, which know no NaN; what was written before is kept."""
+    data = Data(name="digits", limit=3)
+    entries(tmp_path, model="hbnet_small", data=data)
+    entries(tmp_path, model="hbnet_small", data=data)
+    found = json.loads((tmp_path / "evaluation.json").read_text(), parse_constant=pytest.fail)
+    shown = set(load("digits", "", limit=3).test.labels.tolist())
+    for entry in found:
+        assert [accuracy is not None for accuracy in entry["per_class"].values()] == [i in shown for i in range(10)]
+    assert len(found) == 2 and len(shown) <= 3
+
+
 @pytest.mark.parametrize(
     "kind", ["state.pth", "timm.pth.tar", "ema.pth.tar", "arguments.pth.tar", "weights.safetensors"]
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -43,8 +44,21 @@ def write_whole(path: Path, text: str) -> None:
         raise
 
 
+def as_json(content: Any, indent: int | None = None) -> str:
+    """JSON as everybody reads it: a number that is not finite is null."""
+
+    def finite(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: finite(entry) for key, entry in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [finite(entry) for entry in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(finite(content), indent=indent, allow_nan=False) + "\n"
+
+
 def write_json(path: Path, content: Any) -> None:
-    write_whole(path, json.dumps(content, indent=2) + "\n")
+    write_whole(path, as_json(content, indent=2))
 
 
 class Silence:
@@ -92,7 +106,7 @@ class Logbook:
         """
         line = {"epoch": epoch, **{tag.replace("/", "_"): value for tag, value in scalars.items()}}
         with open(self.metrics_file, "a") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(as_json(line))
         for tag, value in scalars.items():
             self.events.add_scalar(tag, value, epoch)
         for entry in coefficients(model):
