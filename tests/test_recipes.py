@@ -1,5 +1,6 @@
 """Every recipe and preset: composed, built, and run for a step on made-up pictures of the right shape."""
 
+import json
 import math
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from optnet.training.config import Train
 CONF = Path(__file__).parent.parent / "conf"
 EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
 PRESETS = sorted(file.stem for file in (CONF / "debug").glob("*.yaml"))
+FILES = sorted(CONF.glob("*/*.yaml"))
 ROWS = ["cifar_resnet_n9", "cifar_hbnet_n9", "cifar_resnet_n18", "cifar_hbnet_n18", "cifar_densenet_L40"]
 ROWS += ["cifar_agdnet_L40", "cifar_densenet_L52", "cifar_agdnet_L52", "cifar_dmrnet", "cifar_admmnet"]
 ROWS += ["imagenet_resnet34", "imagenet_hbnet34", "imagenet_densenet121", "imagenet_agdnet121"]
@@ -95,11 +97,29 @@ def test_debug_presets(name, tmp_path):
         assert (folder / "profile.json").exists()
 
 
-@pytest.mark.parametrize("group", ["data", "monitor", "optim", "schedule", "trainer", "experiment", "debug"])
-def test_every_file_of_every_group_composes(group):
-    for file in sorted((CONF / group).glob("*.yaml")):
-        given = file.read_text()
-        config = composed(f"{group}={file.stem}", *(["data.root=x"] if group == "data" else []))
-        assert group in ("experiment", "debug") or getattr(config, group) is not None
-        assert given.startswith(("#", "name:")), f"{file} does not say what it is"
-    assert trainers.TRAINERS
+def test_every_group_has_files():
+    groups = {"algorithm", "cluster", "data", "debug", "experiment", "init", "monitor", "optim", "schedule", "trainer"}
+    assert {file.parent.name for file in FILES} == groups == {place.name for place in CONF.iterdir() if place.is_dir()}
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}={file.stem}")
+def test_every_file_of_every_group_composes(file):
+    """Each of its values is the run's; those below ``hydra`` are the launcher's. What it is it says or is called."""
+    group = file.parent.name
+    run_config = OmegaConf.to_container(OmegaConf.structured(composed(f"{group}={file.stem}")))
+    given = OmegaConf.load(file)
+    for key in ("defaults", "hydra"):
+        given.pop(key, None)
+    given = OmegaConf.to_container(given, resolve=True)
+    text = file.read_text()
+    assert text.startswith("#") or given["name"] == file.stem
+    there = run_config if text.startswith("# @package _global_") else run_config[group]
+    assert leaves(given).items() <= leaves(there).items()
+    assert given or group in ("experiment", "cluster")
+
+
+def leaves(tree, path=()):
+    """Every value that is no table: its keys -> what it is, as text."""
+    if not isinstance(tree, dict):
+        return {path: json.dumps(float(tree) if isinstance(tree, int) else tree)}
+    return {found: value for key in tree for found, value in leaves(tree[key], (*path, key)).items()}
