@@ -22,7 +22,7 @@ from optnet.data import TensorLoader
 from optnet.training import run, setup, trainers
 from optnet.training.averaging import Recalibration, average
 from optnet.training.backprop import Backpropagation
-from optnet.training.config import SCHEDULES, Backprop, Model, Optim, Schedule, Train
+from optnet.training.config import SCHEDULES, Backprop, Data, Model, Optim, Schedule, Train
 from optnet.training.course import Course
 from optnet.training.loop import Progress
 from optnet.training.mixing import Mixing
@@ -92,6 +92,21 @@ def test_accumulation_is_the_whole_batchs_step(parts):
     torch.testing.assert_close(split.model.weight, whole.model.weight)
     torch.testing.assert_close(again, loss)
     assert int(same) == int(correct)
+
+
+@pytest.mark.parametrize(("count", "parts", "sizes"), [(64, 2, [32, 32]), (7, 4, [3, 2, 2]), (3, 2, [3]), (1, 2, [1])])
+def test_parts_are_even_and_never_of_one_picture(count, parts, sizes):
+    trainer, seen = linear(parts=parts), []
+    trainer.network.register_forward_pre_hook(lambda module, arguments: seen.append(len(arguments[0])))
+    trainer.step(*points(count))
+    assert seen == sizes
+
+
+def test_batch_norm_of_one_pixel_is_trained_in_parts(tmp_path):
+    data = Data(name="synthetic", size=32, images=60)
+    options = {"trainer": Backprop(accumulate=2), "batch_size": 16, "epochs": 1, "limit_batches": 2}
+    run.train(run.prepare(config(tmp_path, model=Model(name="resnet10t"), data=data, **options)))
+    assert json.loads((only_run(tmp_path) / "summary.json").read_text())["steps"] == 2
 
 
 def test_clipping():

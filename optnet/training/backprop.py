@@ -26,8 +26,8 @@ class Backpropagation:
         optimizer: over its parameters.
         scheduler: one of timm's, stepped once an update; None leaves the learning rate as it is.
         precision: of the forward pass, by autocast; float16 scales the loss.
-        parts: that a batch is taken in, one after the other, where it does not fit in memory; their gradients add up
-            to the batch's.
+        parts: that a batch is taken in, one after the other, where it does not fit in memory, of two pictures at
+            least; their gradients add up to the batch's, except that batch norm has the statistics of each part.
         clip, clip_mode: the gradient's norm at most, each entry's size at most, or (agc) each row's norm at most as a
             part of its weights' norm (Brock et al. 2021, eq. (3)). None: nothing is clipped.
         smoothing: the part of a label that is spread over all classes (Szegedy et al. 2016).
@@ -81,7 +81,8 @@ class Backpropagation:
             images, target = self.mixing(images, labels, self.updates)
         loss_sum = torch.zeros((), device=self.device)
         correct = torch.zeros((), device=self.device, dtype=torch.long)
-        parts = list(zip(images.chunk(self.parts), target.chunk(self.parts), strict=True))
+        count = max(1, min(self.parts, len(labels) // 2))
+        parts = list(zip(images.tensor_split(count), target.tensor_split(count), strict=True))
         share = distributed.share(len(labels))
         for i, (pictures, wanted) in enumerate(parts, 1):
             with nullcontext() if i == len(parts) else distributed.gathering(self.replica):
