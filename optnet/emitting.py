@@ -40,12 +40,14 @@ Factory = Callable[[Call], nn.Module]
 class LayerFactory:
     """A factory with its protocol declared: ``weighted`` and ``sums`` as in ``unroll``.
 
-    The output of such a layer belongs to the sum, which is added up in its place: it must be no view of an input.
+    ``fresh`` says that the layers' outputs are tensors of their own, never an input or a view of one, which autograd
+    does not need (behind an affine map it does not): a sum is then added up in their place.
     """
 
     build: Factory
     weighted: bool = False
     sums: bool = False
+    fresh: bool = False
 
     def __call__(self, call: Call) -> nn.Module:
         return self.build(call)
@@ -152,8 +154,7 @@ class Emitter:
         self.root.add_module(target, layer)
         if self._declares(call.operator, "weighted", "sums"):
             node = self.graph.call_module(target, (inputs, weights))
-            if steps[0].value in self.folded:
-                node.meta["owned"] = call.operator
+            if steps[0].value in self.folded and self._declares(call.operator, "fresh"):
                 self.fresh.add(node)
             return node
         return self.graph.call_module(target, (inputs[0],))

@@ -6,9 +6,11 @@ import pytest
 import torch
 from test_network import LAYERED, SMALL, pictures
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from optnet import OperatorError, create_model, find_algorithm, unroll
+from optnet import create_model, find_algorithm, unroll
 from optnet.emitting import LayerFactory
+from optnet.monitoring.depth import movements
 
 
 def held(model, *inputs):
@@ -65,13 +67,60 @@ def test_checkpointing_is_switched_copied_and_compiled():
     assert torch.equal(model(x), wanted)
 
 
-@pytest.mark.parametrize("coefficients", ["learnable", "fixed"])
-def test_a_layer_whose_output_is_its_input_is_refused(coefficients):
-    class View(nn.Module):
-        def forward(self, xs, weights=None):
-            return xs[0]
+@pytest.mark.parametrize("family", LAYERED)
+def test_checkpointing_takes_a_second_backward_pass_and_a_second_derivative(family):
+    """And counts the batch once: the same running statistics as without it."""
 
-    factory = LayerFactory(lambda call: View(), weighted=True)
-    network = unroll(find_algorithm("hb"), steps=2, operators={"T": factory}, coefficients=coefficients)
-    with pytest.raises(OperatorError, match="view"):
-        network(torch.randn(2, 3))
+    def derivatives(memory):
+        torch.manual_seed(0)
+        model = create_model(**{**SMALL, **LAYERED[family]}, memory=memory).double().train()
+        x = pictures().double().requires_grad_()
+        out = model(x).square().sum()
+        (first,) = torch.autograd.grad(out, x, retain_graph=True)
+        (again,) = torch.autograd.grad(out, x, create_graph=True)
+        again.square().sum().backward()
+        return first, again, x.grad, *model.buffers()
+
+    for kept, recomputed in zip(derivatives("keep"), derivatives("checkpoint"), strict=True):
+        torch.testing.assert_close(kept, recomputed, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("family", LAYERED)
+def test_movements_are_seen_through_checkpointing(family):
+    torch.manual_seed(0)
+    model = create_model(**{**SMALL, **LAYERED[family]})
+    kept = movements(model, pictures())
+    model.set_grad_checkpointing()
+    assert movements(model, pictures()) == kept and any(kept.values())
+
+
+@pytest.mark.parametrize("family", LAYERED)
+def test_a_fresh_network_takes_every_kind_of_tensor(family):
+    """No first call is special: nothing on the meta device, fake or empty is refused, nor what torch.func wraps."""
+    options = {**SMALL, **LAYERED[family]}
+    model = create_model(**options, device="meta")
+    assert model(torch.empty(4, 1, 12, 12, device="meta")).shape == (4, 10)
+    with FakeTensorMode():
+        assert create_model(**options)(torch.randn(4, 1, 12, 12)).shape == (4, 10)
+    assert create_model(**options).eval()(torch.empty(0, 1, 12, 12)).shape == (0, 10)
+    x = pictures()
+    out, slope = torch.func.jvp(create_model(**options).eval(), (x,), (x,))
+    assert out.shape == slope.shape == (4, 10) and slope.abs().sum() > 0
+
+
+@pytest.mark.parametrize("coefficients", ["learnable", "fixed"])
+def test_a_layer_that_does_not_say_that_its_output_is_fresh_keeps_it(coefficients):
+    """Drop-out hands its input on in evaluation mode alone: a sum added up in its place would change the caller's."""
+
+    class Drops(nn.Module):
+        def forward(self, xs, weights=None):
+            y = nn.functional.dropout(xs[0], 0.5, self.training)
+            return y if weights is None else y * weights[0]
+
+    factory = LayerFactory(lambda call: Drops(), weighted=True)
+    network = unroll(find_algorithm("hb"), steps=2, operators={"T": factory}, coefficients=coefficients, step=0.5)
+    x = torch.randn(2, 3)
+    before = x.clone()
+    network.train()(x)
+    network.eval()(x)
+    assert torch.equal(x, before)

@@ -61,7 +61,9 @@ class Dense(Family):
     compression = 1.0
 
     def T(self) -> LayerFactory:
-        return LayerFactory(lambda call: DenseSum(self, self.sum_chs(call), self.chs, 3), weighted=True, sums=True)
+        return LayerFactory(
+            lambda call: DenseSum(self, self.sum_chs(call), self.chs, 3), weighted=True, sums=True, fresh=True
+        )
 
     def sum_chs(self, call: Call) -> list[int]:
         return [self.stage_chs if start else self.chs for start in call.starts]
@@ -104,7 +106,9 @@ class DenseBC(Dense):
 
     def T(self) -> LayerFactory:
         chs = self.bottleneck * self.width
-        return LayerFactory(lambda call: DenseSum(self, self.sum_chs(call), chs, 1), weighted=True, sums=True)
+        return LayerFactory(
+            lambda call: DenseSum(self, self.sum_chs(call), chs, 1), weighted=True, sums=True, fresh=True
+        )
 
     def _activation(self, call: Call) -> nn.Module:
         return DenseTail(self, self.bottleneck * self.width)

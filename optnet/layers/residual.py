@@ -99,7 +99,7 @@ class Basic(Family):
     branch: type[BasicBranch] | type[BottleneckBranch] = BasicBranch
 
     def T(self) -> LayerFactory:
-        return LayerFactory(self._branch, weighted=True)
+        return LayerFactory(self._branch, weighted=True, fresh=True)
 
     def _branch(self, call: Call) -> nn.Module:
         return self.branch(self, *self.entry(call))
@@ -121,7 +121,7 @@ class PreActBasic(Family):
     branch: type[PreActBasicBranch] | type[PreActBottleneckBranch] = PreActBasicBranch
 
     def T(self) -> LayerFactory:
-        return LayerFactory(self._branch, weighted=True)
+        return LayerFactory(self._branch, weighted=True, fresh=True)
 
     def _branch(self, call: Call) -> nn.Module:
         return self.branch(self, *self.entry(call), normed=call.starts[0] and self.reshapes)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from optnet.recomputing import called
 from optnet.unroll import Unrolled
 
 
@@ -16,8 +17,8 @@ def movements(model: nn.Module, images: Tensor) -> dict[str, list[float]]:
     """||x_{k+1} - x_k|| for every step k of every stage, in evaluation mode, as the mean over the images.
 
     The iterates x_k are what the algorithm's first operator is applied to, in order, and what the stage returns; of
-    an algorithm with two starting points they are two sequences, and a number is the mean of both. Iterates of
-    other shapes than the last one (a starting point without a projection) are left out.
+    an algorithm that applies it to two starting points they are two sequences, and a number is the mean of both.
+    Iterates of other shapes than the last one (a starting point without a projection) are left out.
 
     Returns:
         by the name of the unrolled module, a norm for each step.
@@ -44,14 +45,16 @@ def _moved(module: Unrolled, starts: tuple[Any, ...]) -> list[float]:
     recorder = _Recorder(module)
     results = recorder.run(*starts)
     results = list(results) if isinstance(results, (list, tuple)) else [results]
-    streams = len(module.program.starts)
+    program = module.program
+    called_on = {call.argument for call in program.applies if call.operator == program.main}
+    streams = max(1, len(called_on & set(program.starts)))
     norms = []
     for stream in range(streams):
         own = results if streams == 1 else results[min(stream, len(results) - 1) :][:1]
         sequence = _distinct([*recorder.iterates[stream::streams], *own])
         sequence = [x for x in sequence if x.shape == own[-1].shape]
         norms.append([float((b - a).flatten(1).norm(dim=1).mean()) for a, b in pairwise(sequence)])
-    return [sum(steps) / streams for steps in zip(*norms, strict=True)]
+    return [sum(steps) / streams for steps in zip(*norms, strict=False)]
 
 
 def _distinct(values: list[Tensor]) -> list[Tensor]:
@@ -70,11 +73,11 @@ class _Recorder(fx.Interpreter):
         self.projected: dict[fx.Node, Tensor] = {}
 
     def run_node(self, n: fx.Node) -> Any:
-        target = str(n.target) if n.op == "call_module" else ""
+        target, arguments = called(n)
         if target == self.main or target.startswith(f"{self.main}_"):
-            applied = n.args[0] if isinstance(n.args[0], (list, tuple)) else [n.args[0]]
+            applied = arguments[0] if isinstance(arguments[0], (list, tuple)) else [arguments[0]]
             self.iterates += [self.projected.get(node, self.env[node]) for node in applied if isinstance(node, fx.Node)]
         result = super().run_node(n)
-        if target.startswith("shortcut_") and isinstance(n.args[0], fx.Node):
-            self.projected[n.args[0]] = result
+        if target.startswith("shortcut_") and isinstance(arguments[0], fx.Node):
+            self.projected[arguments[0]] = result
         return result
