@@ -155,6 +155,45 @@ def test_a_folder_of_test_pictures_alone_and_unreadable_ones(tmp_path, monkeypat
         load("folder", str(tmp_path / "set"))
 
 
+def test_a_batch_of_unreadable_pictures_alone_is_left_out_and_a_checkpoint_says_how_its_data_is_read(tmp_path, capsys):
+    for split in ("train", "val", "test"):
+        class_folder(tmp_path / "set" / split, count=8, size=16)
+    for split, place in (("train", "cat"), ("test", "cat"), ("val", "dog")):
+        for file in (tmp_path / "set" / split / place).iterdir():
+            file.write_bytes(b"\xff\xd8\xff not a picture")
+    data = Data(name="folder", root=str(tmp_path / "set"), size=8, workers=0, unreadable="skip")
+    made = config(tmp_path, epochs=2, batch_size=2, data=data)
+    made.data.augment = "none"
+    run.train(run.prepare(made))
+    folder = only_run(tmp_path)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["steps"], summary["count"], summary["unreadable"]) == (16, 8, 24)
+    (entry,) = entries(tmp_path, checkpoint=str(folder / "checkpoints" / "best.pt"), batch_size=2)
+    assert (entry["correct"], entry["count"], len(entry["unreadable"])) == (summary["correct"], 8, 8)
+
+
+def test_an_epoch_with_unreadable_batches_goes_on_exactly_and_one_without_a_picture_is_refused(tmp_path):
+    class_folder(tmp_path / "train", count=8, size=16)
+    files = sorted((tmp_path / "train").rglob("*.jpg"))
+    for file in files[3:11]:
+        file.write_bytes(b"\xff\xd8\xff not a picture")
+    for workers in (0, 2):
+        data = load("folder", str(tmp_path), size=8, validation=0.01)
+        loader = data.loader("train", 2, device=CPU, training=True, augment="crop_flip", workers=workers, skip=True)
+        for epoch in range(3):
+            whole = list(loader.batches(epoch))
+            assert len(whole) == len(loader)
+            for start in range(len(whole)):
+                for (one, a), (two, b) in zip(whole[start:], loader.batches(epoch, start), strict=True):
+                    assert torch.equal(one, two) and torch.equal(a, b)
+    for file in files:
+        file.write_bytes(b"not a picture")
+    for training in (True, False):
+        loader = data.loader("train", 2, device=CPU, training=training, skip=True)
+        with pytest.raises(DataError, match="no other one of these pictures"):
+            list(loader.batches())
+
+
 @real
 @pytest.mark.parametrize("name", ["hbnet34", "resnet34", "resnet50.a1_in1k", "agdnet121"])
 def test_imagenets_preprocessing_is_timms_to_the_pixel(name):

@@ -176,10 +176,11 @@ class FileLoader(Loader):
 
     Args:
         dataset: its items are (picture, label), or raise ``DataError`` where a picture cannot be read.
-        skip: leave such pictures out, and note what was wrong with each in ``unreadable``.
+        skip: leave such pictures out, and note what was wrong with each in ``unreadable``. Where that leaves nothing
+            of a batch, it is left out too; in training the next batch takes its place.
 
     Raises:
-        DataError: from ``batches``: a picture cannot be read, or, skipping, not one of a whole batch can.
+        DataError: from ``batches``: a picture cannot be read, or, skipping, not a single one can.
     """
 
     def __init__(
@@ -198,15 +199,26 @@ class FileLoader(Loader):
         self.dataset, self.transform, self.workers, self.skip = dataset, transform, workers, skip
 
     def batches(self, epoch: int = 0, start: int = 0) -> Generator[Batch]:
-        shares = [batch[self.share].tolist() for batch in self.order(epoch).split(self.batch_size)[start : len(self)]]
+        shares = [batch[self.share].tolist() for batch in self.order(epoch).split(self.batch_size)[: len(self)]]
+        samples = _Seeded(self.dataset, self.transform, self.seed, epoch)
         loader = DataLoader(
-            _Seeded(self.dataset, self.transform, self.seed, epoch), num_workers=self.workers,
-            batch_sampler=[share for share in shares if share], pin_memory=self.device.type == "cuda",
-            generator=_generator(self.seed, epoch), collate_fn=_collate,
+            samples, num_workers=self.workers, batch_sampler=[share for share in shares[start:] if share],
+            pin_memory=self.device.type == "cuda", generator=_generator(self.seed, epoch), collate_fn=_collate,
         )  # fmt: skip
-        for batch, wrong in loader:
+        read = False
+        wrong: list[str] = []
+        for number, (batch, wrong) in enumerate(loader, start):
             self.unreadable.update(wrong)
-            if wrong and not (self.skip and batch):
-                raise DataError(wrong[0] if not self.skip else f"{wrong[0]}, and nothing else of its batch either")
-            images, labels = batch
-            yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+            if wrong and not self.skip:
+                raise DataError(wrong[0])
+            if batch is None and self.shuffle:  # an epoch keeps its number of steps
+                others = (_collate([samples[i] for i in share])[0] for share in shares[number:] + shares[:number])
+                batch = next(filter(None, others), None)
+                if batch is None:
+                    break
+            if batch is not None:
+                read = True
+                images, labels = batch
+                yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+        if wrong and not read:
+            raise DataError(f"{wrong[0]}, and no other one of these pictures either")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ class Subject:
 
     Attributes:
         kind: ``checkpoint`` or ``model``.
+        data_config: how ``data`` is read: as asked for, else as in the checkpoint's training.
         transform: of pictures in files, as timm evaluates this model; None: as they were for its training.
     """
 
@@ -29,13 +30,13 @@ class Subject:
     name: str
     model: nn.Module
     data: DataSet
+    data_config: Data
     transform: Callable[[Any], torch.Tensor] | None
 
     def loader(self, config: Evaluate, device: torch.device) -> Loader:
-        data = config.data or Data()
         return self.data.loader(
-            config.split, config.batch_size, device=device, workers=data.workers, skip=data.unreadable == "skip",
-            transform=self.transform,
+            config.split, config.batch_size, device=device, workers=self.data_config.workers,
+            skip=self.data_config.unreadable == "skip", transform=self.transform,
         )  # fmt: skip
 
 
@@ -56,7 +57,7 @@ def of_checkpoint(config: Evaluate, file: str, name: str | None) -> Subject:
             )
         subject = of_name(config, name)
         checkpoint.put(subject.model, file)
-        return Subject("checkpoint", file, subject.model, subject.data, subject.transform)
+        return replace(subject, kind="checkpoint", name=file)
     if name is not None:
         raise CheckpointError(f"{file} says itself which model it is of; leave out model={name}")
     model = checkpoint.rebuild(content)
@@ -66,16 +67,17 @@ def of_checkpoint(config: Evaluate, file: str, name: str | None) -> Subject:
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{file} does not say which data it was trained on ({error})") from None
     checkpoint.check_classes(content, data.classes, file)
-    return Subject("checkpoint", file, model, data, None)
+    return Subject("checkpoint", file, model, data, data_config, None)
 
 
 def of_name(config: Evaluate, name: str) -> Subject:
     """A registered model, ours or timm's, with its published weights if they are asked for."""
-    data = setup.data(config.data or Data(), config.seed, training=False)
+    data_config = config.data or Data()
+    data = setup.data(data_config, config.seed, training=False)
     torch.manual_seed(config.seed)
     kwargs = {"pretrained": True} if config.pretrained else {}
     model, _ = setup.model(Model(name, kwargs=kwargs), {}, len(data.classes), data.shape)
-    return Subject("model", name, model, data, timms_transform(model))
+    return Subject("model", name, model, data, data_config, timms_transform(model))
 
 
 def timms_transform(model: nn.Module) -> Callable[[Any], torch.Tensor]:
