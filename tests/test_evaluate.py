@@ -211,6 +211,30 @@ def test_imagenets_preprocessing_is_timms_to_the_pixel(name):
     assert torch.equal(ours, images) and torch.equal(labels, targets)
 
 
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_384", "vit_tiny_patch16_224", "resnet10t"])
+def test_a_model_of_a_fixed_size_gets_pictures_from_files_in_that_size(name, tmp_path):
+    class_folder(tmp_path / "test", count=2, size=40)
+    (entry,) = entries(tmp_path, model=name, data=Data(name="folder", root=str(tmp_path)), batch_size=2)
+    assert entry["count"] == 4
+
+
+@pytest.mark.parametrize(
+    ("request_", "said"),
+    [
+        ("model=[resnet10t,vgg11]", "model=vgg11 cannot be evaluated on pictures of 1x8x8: "),
+        ("model=vit_tiny_patch16_384", "vit_tiny_patch16_384"),
+        ("model=resnet18 pretrained=true", "model=resnet18 are for 1000 classes, and digits has 10"),
+        ("model=resnet18 pretrained=true data=synthetic", "model=resnet18 are for 1000 classes, and synthetic has 10"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_one_line(request_, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert call(monkeypatch, "evaluate", *request_.split(), "device=cpu") == 2
+    out, err = capsys.readouterr()
+    assert err.startswith("error: ") and err.count("\n") == 1 and not out and said in err, err
+    assert not list(tmp_path.iterdir())
+
+
 @real
 def test_imagenets_samples(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

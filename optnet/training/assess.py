@@ -61,6 +61,8 @@ def prepare(config: Evaluate, overrides: Sequence[str] = ()) -> Parts:
         subjects = [of_checkpoint(config, file, name) for file, name in zip(files, models, strict=True)]
     else:
         subjects = [of_name(config, name) for name in names]
+    for subject in subjects:
+        subject.try_forward(config.split)
     return Parts(config, device, subjects)
 
 

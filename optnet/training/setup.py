@@ -40,11 +40,12 @@ def data(config: Data, seed: int, training: bool = True) -> DataSet:
 
 
 def model(
-    config: Model, algorithm: dict[str, Any], classes: int, shape: tuple[int, int, int]
+    config: Model, algorithm: dict[str, Any], classes: int, shape: tuple[int, int, int], *, sized: bool = True
 ) -> tuple[nn.Module, dict[str, Any]]:
     """The model of a configuration and the arguments it was made with.
 
-    A model that timm says to be made for one size of pictures is told the size of these, ``shape[1:]``.
+    A model that timm says to be made for one size of pictures is told the size of these, ``shape[1:]``; if not
+    ``sized``, it keeps its own.
 
     Raises:
         ModelError: there is no such model, or it does not take an option that is set.
@@ -56,7 +57,7 @@ def model(
         raise ModelError(f"unknown model '{config.name}': {hint}")
     kwargs = {key: value for key, value in vars(config).items() if value is not None and key not in ("name", "kwargs")}
     kwargs.update(config.kwargs, num_classes=classes, in_chans=shape[0])
-    if timm.get_pretrained_cfg_value(config.name, "fixed_input_size"):
+    if sized and timm.get_pretrained_cfg_value(config.name, "fixed_input_size"):
         kwargs.setdefault("img_size", shape[1:])
     constants = {key: value for key, value in algorithm.items() if key != "name" and value is not None}
     if algorithm.get("name"):

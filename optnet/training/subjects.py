@@ -6,12 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import timm
 import torch
+from PIL import Image
 from timm.data import create_transform, resolve_data_config
 from torch import nn
 
 from optnet.data import DataSet, Loader
-from optnet.errors import CheckpointError
+from optnet.errors import CheckpointError, ConfigError, ModelError
 from optnet.training import checkpoint, setup
 from optnet.training.config import Data, Evaluate, Model
 
@@ -38,6 +40,26 @@ class Subject:
             config.split, config.batch_size, device=device, workers=self.data_config.workers,
             skip=self.data_config.unreadable == "skip", transform=self.transform,
         )  # fmt: skip
+
+    @torch.no_grad()
+    def try_forward(self, split: str) -> None:
+        """Scores a blank picture, so that what cannot be evaluated is refused before anything is scored.
+
+        Raises:
+            ModelError: the model cannot take pictures of this data.
+        """
+        image = torch.zeros(self.data.shape)
+        if self.transform is not None and _in_files(self.data, split):
+            image = self.transform(Image.new("RGB", self.data.shape[:0:-1]))
+        try:
+            self.model.eval()(image[None])
+        except Exception as error:
+            size, reason = "x".join(map(str, image.shape)), str(error).splitlines()[0]
+            raise ModelError(f"{self.kind}={self.name} cannot be evaluated on pictures of {size}: {reason}") from None
+
+
+def _in_files(data: DataSet, split: str) -> bool:
+    return not isinstance(getattr(data, split).images, torch.Tensor)
 
 
 def of_checkpoint(config: Evaluate, file: str, name: str | None) -> Subject:
@@ -71,12 +93,25 @@ def of_checkpoint(config: Evaluate, file: str, name: str | None) -> Subject:
 
 
 def of_name(config: Evaluate, name: str) -> Subject:
-    """A registered model, ours or timm's, with its published weights if they are asked for."""
+    """A registered model, ours or timm's, with its published weights if they are asked for.
+
+    Pictures in files are brought to the size the model is made for; pictures in memory are what they are.
+
+    Raises:
+        ConfigError: the published weights are for another number of classes. ModelError: see ``setup.model``.
+    """
     data_config = config.data or Data()
     data = setup.data(data_config, config.seed, training=False)
     torch.manual_seed(config.seed)
     kwargs = {"pretrained": True} if config.pretrained else {}
-    model, _ = setup.model(Model(name, kwargs=kwargs), {}, len(data.classes), data.shape)
+    known = timm.get_pretrained_cfg_value(name, "num_classes") if timm.is_model_pretrained(name) else None
+    if config.pretrained and known not in (None, len(data.classes)):
+        raise ConfigError(
+            f"pretrained=true: the published weights of model={name} are for {known} classes, and {data.name} has "
+            f"{len(data.classes)}; try data=imagenet"
+        )
+    sized = not _in_files(data, config.split)
+    model, _ = setup.model(Model(name, kwargs=kwargs), {}, len(data.classes), data.shape, sized=sized)
     return Subject("model", name, model, data, data_config, timms_transform(model))
 
 
