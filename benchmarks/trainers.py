@@ -271,6 +271,8 @@ def draw(results: dict[str, Any], name: str, file: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, 2, figsize=(12, 5), layout="constrained")
+    for axis in axes:
+        axis.set_prop_cycle(color=pyplot.colormaps["tab20"].colors)
     for method, runs in results["runs"].get(name, {}).items():
         run = runs[min(runs)]
         for axis, column, start in ((axes[0], 0, 0.2), (axes[1], 1, 1)):

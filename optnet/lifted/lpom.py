@@ -64,8 +64,8 @@ class LPOM(Lifted):
     batch / (mu_k beta |x~|^2); ``pinv`` is the paper's (1/beta) (phi(u) - x)^T x~^+ with a ridge; ``apg`` repeats it by
     Nesterov's extrapolation and keeps the best: neither raises it. No W_k needs another: all may go in parallel.
 
-    A step takes about the memory of SGD's where weights outweigh activations, in serial order with one sweep: 1.06
-    times at width 2048 and batch 1000, up to about twice at width 512.
+    A step takes about the memory of SGD's where the weights outweigh the activations, in serial order with one sweep:
+    1.06 times at three layers of width 2048 and batch 1000, but 1.3 times at width 512.
 
     Args:
         optimizer: for ``w_step='optimizer'``; by default SGD with lr 0.05 and momentum 0.9.
