@@ -57,6 +57,7 @@ BAD = [
     "--nonsense", "--cfg job epochs=abc", "epochs=???", "schedule.milestones=[3,-1]", "model=vgg11",
     "optim.name=adahessian", "trainer=nonsense", "trainer.name=nonsense",
     "trainer.nonsense=1", "model.widths=[0,8,8]", "runs=mine.py", "name=/abs", "name=../x",
+    "lr=0.1 schedule.min_lr=0.2",
 ]  # fmt: skip
 
 

@@ -210,6 +210,12 @@ def test_course():
     assert Course(loader, 3, limit=4).steps == [4, 4, 4]
     short = Course(loader, 10, max_steps=25)
     assert short.steps == [10, 10, 5] and short.epochs == 3 and short.total == 25
+    late = Course(loader, 100, milestones=[0.55], growth=2)
+    assert [late.loader(epoch).batch_size for epoch in (54, 55)] == [10, 20]
+    for epochs in (6, 10, 1000):  # however long the run would be, 45 steps are 3 epochs of 10, and 3 of 5
+        shortened = Course(loader, epochs, milestones=[0.5], growth=2, max_steps=45)
+        assert shortened.steps == [10] * 3 + [5] * 3 and shortened.loader(3).batch_size == 20
+    assert Course(loader, 4, milestones=[0.5], growth=2, max_steps=999).steps == [10, 10, 5, 5]
     assert loader.batch_size == 10 and grown.loader(9).images is loader.images
 
 
@@ -253,6 +259,41 @@ def test_every_schedule(name):
     assert all(b <= a + 1e-9 for a, b in pairwise(path[11:]))
     assert path[-1] == pytest.approx(1) if name == "constant" else path[-1] < 0.15
     assert rates[1][31:] == path[31:]
+
+
+@pytest.mark.parametrize("name", ["cosine", "tanh", "poly"])
+def test_every_cycle_starts_from_the_full_rate(name):
+    optimizer = torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=1.0)
+    scheduler = setup.schedule(Schedule(name=name, warmup=0, cycles=4), optimizer, 100)
+    path = []
+    for update in range(100):
+        scheduler.step_update(update)
+        path.append(optimizer.param_groups[0]["lr"])
+    assert [path[start] for start in (0, 25, 50, 75)] == pytest.approx([1] * 4, abs=0.01)
+    assert max(path[24::25]) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"schedule": Schedule(min_lr=0.2)}, "schedule.min_lr=0.2 must be at most lr=0.1"),
+        ({"schedule": Schedule(min_lr=0.02), "optim": Optim(coefficient_lr=0.01)}, "optim.coefficient_lr=0.01"),
+    ],
+)
+def test_a_rate_that_would_rise_to_its_minimum_is_refused(tmp_path, options, said):
+    with pytest.raises(ConfigError, match=said):
+        config(tmp_path, lr=0.1, **options)
+
+
+def test_a_models_own_exceptions_from_decay_hold_with_a_rate_for_coefficients():
+    model = optnet.create_model(algorithm=optnet.find_algorithm("heavy_ball"), norm="weight", **TINY)
+    scales = {id(value) for name, value in model.named_parameters() if name.endswith("original0")}
+    for rate in (None, 0.003):
+        optimizer = setup.optimizer(Optim(coefficient_lr=rate, weight_decay=0.1), model, 0.1)
+        decayed = {id(value) for group in optimizer.param_groups if group["weight_decay"] for value in group["params"]}
+        assert scales and decayed and not scales & decayed
+    with pytest.raises(ConfigError, match="layer_decay"):
+        setup.optimizer(Optim(coefficient_lr=0.003, kwargs={"layer_decay": 0.7}), model, 0.1)
 
 
 def test_coefficients_have_a_rate_of_their_own_and_no_decay():

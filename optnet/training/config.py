@@ -105,7 +105,8 @@ class Schedule:
     """``schedule=NAME``: timm's schedulers, stepped once a step. All lengths are parts of the run.
 
     ``milestones`` are multistep's; ``decay`` is the interval of step, and the last phase of wsd and rsqrt; ``factor``
-    is that of step and multistep; ``power`` is poly's; ``cycles`` are those of cosine, tanh and poly.
+    is that of step and multistep; ``power`` is poly's; ``cycles`` are those of cosine, tanh and poly,
+    each from the full learning rate.
     """
 
     name: str = choice("cosine", *SCHEDULES)
@@ -197,6 +198,9 @@ class Train:
 
     def check(self) -> None:
         _check_rising("batch_milestones", self.batch_milestones)
+        for key, rate in (("lr", self.lr), ("optim.coefficient_lr", self.optim.coefficient_lr or self.lr)):
+            if self.schedule.min_lr > max(rate, 0):
+                raise ConfigError(f"schedule.min_lr={self.schedule.min_lr} must be at most {key}={rate}, like 0")
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 
 from optnet.data import Loader
@@ -16,9 +17,10 @@ class Course:
     Args:
         loader: the training batches, with the first epochs' batch size.
         epochs: how many at most.
-        milestones: parts of the epochs, rising, after which the batch is ``growth`` times as large.
+        milestones: parts of the run's epochs, rising, after which the batch is ``growth`` times as large.
         limit: steps of an epoch at most.
-        max_steps: steps of the run at most; the epoch that they end in is the last one.
+        max_steps: steps of the run at most; the epoch that they end in is the last one, the milestones are parts of
+            the shorter run.
 
     Attributes:
         steps: of each epoch.
@@ -35,12 +37,24 @@ class Course:
         max_steps: int | None = None,
     ) -> None:
         self._loader, self._epochs, self._milestones, self._growth = loader, epochs, milestones, growth
+        self._limit = limit or math.inf
+        if max_steps is not None:
+            self._epochs = 1 + bisect_left(range(1, epochs), max_steps, key=lambda span: sum(self._steps(span)))
         self.steps: list[int] = []
         left: float = max_steps or math.inf
-        while left and len(self.steps) < epochs:
-            steps = min(len(self.loader(len(self.steps))), limit or math.inf, left)
-            self.steps.append(int(steps))
-            left -= steps
+        for steps in self._steps(self._epochs):
+            if left:
+                self.steps.append(int(min(steps, left)))
+                left -= self.steps[-1]
+
+    def _steps(self, epochs: int) -> list[float]:
+        """The steps of each epoch of a run of so many."""
+        return [min(len(self._resized(epoch, epochs)), self._limit) for epoch in range(epochs)]
+
+    def _resized(self, epoch: int, epochs: int) -> Loader:
+        # 100 * 0.55 is more than 55 in floating point
+        grown = sum(epoch >= milestone * epochs - 1e-9 for milestone in self._milestones)
+        return self._loader.resized(self._loader.batch_size * self._growth**grown)
 
     @property
     def epochs(self) -> int:
@@ -53,5 +67,4 @@ class Course:
 
     def loader(self, epoch: int) -> Loader:
         """The batches of an epoch (from 0)."""
-        grown = sum(epoch >= milestone * self._epochs for milestone in self._milestones)
-        return self._loader.resized(self._loader.batch_size * self._growth**grown)
+        return self._resized(epoch, self._epochs)

@@ -91,11 +91,22 @@ def initialise(config: Init, network: nn.Module, loader: Loader, labels: Tensor)
 
 
 def optimizer(config: Optim, network: nn.Module, lr: float) -> torch.optim.Optimizer:
-    """timm's optimizer of a name; norms, biases and coefficients (all 1-d) are not decayed."""
+    """timm's optimizer of a name; norms, biases, coefficients (all 1-d) and the model's own exceptions are not decayed.
+
+    Raises:
+        ConfigError: there is no such optimizer, or it does not take an option that is set.
+    """
 
     def groups(of: nn.Module) -> list[dict[str, Any]]:
-        return _own_rate(of, param_groups_weight_decay(of, config.weight_decay), float(config.coefficient_lr or lr))
+        kept = getattr(of, "no_weight_decay", set)()
+        made = param_groups_weight_decay(of, config.weight_decay, no_weight_decay_list=kept)
+        return _own_rate(of, made, float(config.coefficient_lr or lr))
 
+    if config.coefficient_lr is not None and "layer_decay" in config.kwargs:
+        raise ConfigError(
+            f"optim.coefficient_lr={config.coefficient_lr} does not go with layer_decay={config.kwargs['layer_decay']} "
+            "in optim.kwargs; give one of them"
+        )
     try:
         return create_optimizer_v2(
             network, opt=config.name, lr=lr, weight_decay=config.weight_decay, momentum=config.momentum,
@@ -127,6 +138,7 @@ def schedule(config: Schedule, made: torch.optim.Optimizer, updates: int) -> Any
         decay_milestones=[round(part * updates) for part in config.milestones],
         decay_epochs=max(1, round(config.decay * (updates if config.name == "step" else left))),
         decay_rate=config.power if config.name == "poly" else config.factor, cycle_limit=config.cycles,
+        cycle_decay=1.0,
         warmup_epochs=warmup, warmup_prefix=config.name in ("cosine", "tanh", "poly", "wsd", "rsqrt"),
         step_on_epochs=False, updates_per_epoch=1,
     )  # fmt: skip
