@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import random
 import signal
 import time
 
@@ -218,6 +219,57 @@ def test_bad_checkpoints(tmp_path, monkeypatch):
         with pytest.raises(CheckpointError):
             run.prepare(Train(resume=str(best.parent.parent)), ["resume=x"])
     assert not (tmp_path / "ran_by_a_pickle").exists()
+
+
+@pytest.mark.parametrize("programs", [True, False])
+@pytest.mark.parametrize("name", ["hbnet_small", "resnet18", "mlp", "hf-hub:somebody/model", "local-dir:/tmp", 3])
+def test_a_crafted_checkpoint_runs_nothing(tmp_path, monkeypatch, name, programs):
+    """Weights-only loading lets strings through: none of them may name code to run or a place to fetch from."""
+    monkeypatch.chdir(tmp_path)
+    train(tmp_path, epochs=1)
+    (tmp_path / "evil.py").write_text(
+        "import os\nos.mkdir('ran_by_a_checkpoint')\ndef m(T, x, steps):\n    return T(x)\n"
+    )
+    last = only_run(tmp_path) / "checkpoints" / "last.pt"
+    content = checkpoint.load(last)
+    made = content["model"]["kwargs"] if programs else {"blocks": [1, 2], "widths": [4, 8], "layer": "conv"}
+    content["model"] = {"name": name, "kwargs": {**made, "algorithm": "evil.py:m", "checkpoint_path": "evil.pt"}}
+    torch.save(content, last)
+    if programs and name == "hbnet_small":
+        assert checkpoint.rebuild(content).programs_json() == made["programs"]
+    else:
+        for request in (
+            lambda: assess.prepare(Evaluate(checkpoint=str(last))),
+            lambda: run.prepare(Train(resume=str(last.parent.parent)), ["resume=x"]),
+        ):
+            with pytest.raises(CheckpointError) as error:
+                request()
+            assert "\n" not in str(error.value)
+    assert not (tmp_path / "ran_by_a_checkpoint").exists()
+
+
+def test_junk_is_no_checkpoint(tmp_path):
+    """Every first byte that the unpickler may take for an instruction, and random bytes: one line each."""
+    drawn = random.Random(0)
+    junk = [bytes([byte]) + rest for byte in range(256) for rest in (b"", b"hello world\n")]
+    junk += [drawn.randbytes(40) for _ in range(100)]
+    file = tmp_path / "junk.pt"
+    for content in junk:
+        file.write_bytes(content)
+        with pytest.raises(CheckpointError) as error:
+            checkpoint.read(file)
+        assert "\n" not in str(error.value)
+
+
+class Unwritable:
+    def __reduce__(self):
+        raise RuntimeError("the accelerator is gone")
+
+
+def test_what_is_no_fault_of_the_disk_is_not_called_one(tmp_path):
+    with pytest.raises(RuntimeError, match="accelerator is gone"):
+        checkpoint.save(tmp_path / "last.pt", {"weights": Unwritable()})
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_model_by_name_is_evaluated_on_its_own(tmp_path, monkeypatch):
