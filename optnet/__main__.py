@@ -143,13 +143,10 @@ def _signal(console: Console, options: argparse.Namespace) -> None:
     file = Path(options.png or f"signal-{options.model}-{options.init}.png")
     if file.suffix != ".png" or not file.absolute().parent.is_dir():
         raise ConfigError(f"--png {file} must end in .png, in a folder that exists")
-    try:
-        shape, points = signal.of(
-            options.model, options.init, {key: _value(text) for key, text in given.items()}, batch=options.batch,
-            size=options.size, seed=options.seed,
-        )  # fmt: skip
-    except TypeError as error:
-        raise ConfigError(f"{options.model} does not take an option that is given: {error}") from None
+    shape, points = signal.of(
+        options.model, options.init, {key: _value(text) for key, text in given.items()}, batch=options.batch,
+        size=options.size, seed=options.seed,
+    )  # fmt: skip
     title = " ".join([options.model, *options.options, f"--init {options.init}"])
     table = Table(title=f"{title}, pictures of {shape}")
     for column in ("depth", "input of", "activation (rms)", "gradient (relative)"):

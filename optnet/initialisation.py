@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Callable
@@ -12,8 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import _WeightNorm
 
 from optnet.errors import ConfigError
+from optnet.layers.convolution import Conv2d
+from optnet.modes import mode
+from optnet.objectives import Elementwise
 
 Fill = Callable[[Tensor, float], Any]
 
@@ -39,14 +44,19 @@ SCHEMES: dict[str, Fill | None] = {
     "fan_in": _fan_in,
     "lsuv": None,
 }
-"""What fills a weight (outputs, inputs, ...), given the activation's gain.
+"""What fills a weight (outputs, inputs, ...) of one group of channels, given the activation's gain.
 
+Inputs n and outputs m count the kernel: channels of a group times its area, for transposed convolutions too.
 default: the model's own. glorot_*: variance 2 / (inputs + outputs), Glorot and Bengio 2010. he: gain^2 / inputs, He et
 al. 2015. orthogonal: gain times a matrix with orthonormal rows or columns, Saxe et al. 2014. fan_in: 1 / (3 inputs),
 LeCun et al. 1998. lsuv: orthonormal, then scaled until every layer's output has unit variance on a batch, Mishkin and
 Matas 2016.
 """
+GAINED = ("he", "orthogonal")
+"""The schemes that take a gain."""
 OUTPUT_BIASES = ("zero", "frequencies")
+NOT_ELEMENTWISE = (nn.MultiheadAttention, nn.GLU, nn.Softmax, nn.Softmax2d, nn.Softmin, nn.LogSoftmax)
+"""What stands among torch's activations and is no function of a number."""
 
 
 def initialise(
@@ -73,18 +83,24 @@ def initialise(
             weights of 0: the initial loss is the entropy of the frequencies.
 
     Raises:
-        ConfigError: an unknown scheme, or one that the model or a missing batch rules out.
+        ConfigError: an unknown scheme, one that the model or a missing batch rules out, a gain that the scheme does
+            not take, or labels that the classifier does not have.
     """
     if scheme not in SCHEMES:
         raise ConfigError(f"init={scheme} is unknown; it is one of {', '.join(SCHEMES)}")
     if output_bias not in (None, *OUTPUT_BIASES):
         raise ConfigError(f"init.output_bias={output_bias} is unknown; it is one of {', '.join(OUTPUT_BIASES)}")
+    if gain is not None and scheme not in GAINED:
+        raise ConfigError(f"init.gain={gain:g} goes with {' and '.join(GAINED)} alone; leave it out of init={scheme}")
     fill = SCHEMES[scheme]
     if fill is not None:
         gain = activation_gain(model) if gain is None else gain
         for layer in linear_maps(model):
             weight = torch.empty_like(layer.weight)
-            fill(weight, gain)
+            for group in groups(layer, weight):
+                part = torch.empty_like(group, memory_format=torch.contiguous_format)
+                fill(part, gain)
+                group.copy_(part)
             set_weight(layer, weight)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
@@ -103,12 +119,18 @@ def initialise(
 
 def needs_data(model: nn.Module, scheme: str) -> bool:
     """Whether the start depends on a batch."""
-    return scheme == "lsuv" or any(parametrize.is_parametrized(layer, "weight") for layer in linear_maps(model))
+    return scheme == "lsuv" or any(_weight_normed(layer) for layer in linear_maps(model))
 
 
 def linear_maps(model: nn.Module) -> list[Any]:
     """All convolutions and linear layers, in the order of the model."""
     return [module for module in model.modules() if isinstance(module, (_ConvNd, nn.Linear))]
+
+
+def groups(layer: Any, weight: Tensor) -> Tensor:
+    """A view of a layer's weight, (groups, outputs of a group, inputs of a group, *kernel)."""
+    parts = weight.unflatten(0, (getattr(layer, "groups", 1), -1))
+    return parts.transpose(1, 2) if getattr(layer, "transposed", False) else parts
 
 
 @torch.no_grad()
@@ -127,26 +149,30 @@ def activation_gain(model: nn.Module) -> float:
     With weights of variance gain^2 / inputs the second moment stays the same from layer to layer. He et al. 2015.
     """
     for module in model.modules():
-        name = type(module).__module__
-        if name.startswith(("torch.nn.modules.activation", "timm.layers.activations")) or hasattr(module, "activation"):
+        place = type(module).__module__
+        among = place.startswith(("torch.nn.modules.activation", "timm.layers.activations"))
+        if isinstance(module, Elementwise) or (among and not isinstance(module, NOT_ELEMENTWISE)):
             z = torch.linspace(-12, 12, 24_001, dtype=torch.float64)
             density = torch.exp(-z.square() / 2) / math.sqrt(2 * math.pi)
+            channels = z[:, None].repeat(1, getattr(module, "num_parameters", 1))  # PReLU may have a slope for each
             with torch.no_grad():
-                moment = torch.trapezoid(module(z.clone()).square() * density, z)
-            return float(moment) ** -0.5
+                values = copy.deepcopy(module).cpu().double().eval()(channels)
+            return float(torch.trapezoid(values.square().mean(1) * density, z)) ** -0.5
     return 1.0
 
 
 def _lsuv(model: nn.Module, images: Tensor | None) -> None:
     if images is None:
         raise ConfigError("init=lsuv needs a batch: give images=")
-    if any(parametrize.is_parametrized(layer, "weight") for layer in linear_maps(model)):
+    if any(_weight_normed(layer) for layer in linear_maps(model)):
         raise ConfigError(
             "init=lsuv does not go with norm=weight, which starts its own scales from the data; try init=orthogonal"
         )
+    if any(parametrize.is_parametrized(layer, "weight") for layer in linear_maps(model)):
+        raise ConfigError("init=lsuv cannot scale weights that are parametrized; try init=orthogonal")
     handles = [layer.register_forward_pre_hook(_protect) for layer in linear_maps(model)]
     try:
-        with warnings.catch_warnings():
+        with mode(model, training=False), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # layers that the model does not call are left as they are
             lsuv.lsuv_with_singlebatch(model, images, std_tol=0.005, verbose=False, device=images.device)
     finally:
@@ -164,35 +190,46 @@ def _protect(layer: nn.Module, arguments: tuple[Any, ...]) -> None:
     handle = layer.register_forward_hook(copy)  # registered now, it runs behind lsuv's own hook
 
 
+def _weight_normed(layer: Any) -> bool:
+    """Whether there is a bias and the weight is g v / |v| with a g for each output channel, so that both can start."""
+    if not parametrize.is_parametrized(layer, "weight") or layer.bias is None:
+        return False
+    chain = layer.parametrizations.weight
+    if not (len(chain) == 1 and isinstance(chain[0], _WeightNorm)):
+        return False
+    g, outputs = chain.original0, 1 if getattr(layer, "transposed", False) else 0
+    return bool(g.shape[outputs] == g.numel() == len(layer.bias)) if g.ndim else False
+
+
 @torch.no_grad()
 def start_from_data(model: nn.Module, images: Tensor) -> None:
     """g = 1 / sigma(t), b = -mean(t) / sigma(t), t = v x / |v|, for weight-normed layers: mean 0, variance 1.
 
-    Over the batch, channel by channel, one layer after the other in a single pass. Salimans and Kingma 2016, eq. (5).
+    Over the batch, channel by channel, one layer after the other in a single pass; a layer that is called several times
+    starts at its first call. Salimans and Kingma 2016, eq. (5).
     """
+    hooks: dict[nn.Module, Any] = {}
 
     def start(layer: Any, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
-        t = layer.forward(arguments[0], None, *arguments[2:])  # without the weight on its output
-        over = [dim for dim in range(t.ndim) if dim != 1]
+        hooks[layer].remove()
+        unscaled = (arguments[0], None, *arguments[2:]) if isinstance(layer, Conv2d) else arguments
+        t = layer.forward(*unscaled)  # ours without the weight of a sum on its output
+        channels = t.ndim - 1 if isinstance(layer, nn.Linear) else 1
+        over = [dim for dim in range(t.ndim) if dim != channels]
         mean, deviation = t.mean(over), t.std(over, correction=0).clamp_min(1e-6)
         g = layer.parametrizations.weight.original0
         g.div_(deviation.reshape(g.shape))
         layer.bias.sub_(mean).div_(deviation)
         return layer.forward(*arguments)
 
-    hooks = [
-        layer.register_forward_hook(start)
-        for layer in linear_maps(model)
-        if parametrize.is_parametrized(layer, "weight") and layer.bias is not None
-    ]
+    hooks |= {layer: layer.register_forward_hook(start) for layer in linear_maps(model) if _weight_normed(layer)}
     if not hooks:
         return
-    training = model.training
     try:
-        model.eval()(images)
+        with mode(model, training=False):
+            model(images)
     finally:
-        model.train(training)
-        for hook in hooks:
+        for hook in hooks.values():
             hook.remove()
 
 
@@ -212,6 +249,9 @@ def _start_classifier(model: nn.Module, output_bias: str, labels: Tensor | None)
     if output_bias == "frequencies":
         if labels is None:
             raise ConfigError("init.output_bias=frequencies needs the labels of the training split: give labels=")
-        counts = torch.bincount(labels.cpu(), minlength=len(layer.bias)).clamp_min(1)  # an empty class stays possible
+        classes = len(layer.bias)
+        if not len(labels) or labels.min() < 0 or labels.max() >= classes:
+            raise ConfigError(f"init.output_bias=frequencies needs labels from 0 to {classes - 1}, the model's classes")
+        counts = torch.bincount(labels.cpu(), minlength=classes).clamp_min(1)  # an empty class stays possible
         layer.bias.copy_((counts / counts.sum()).log())
         nn.init.zeros_(layer.weight)

@@ -11,21 +11,7 @@ from torch import Tensor, nn
 
 from optnet import objectives
 from optnet.errors import ModelError
-from optnet.objectives import Activation
-
-
-class Elementwise(nn.Module):
-    """x -> phi(x), an ``optnet.objectives`` activation as a layer."""
-
-    def __init__(self, activation: Activation) -> None:
-        super().__init__()
-        self.activation = activation
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.activation.phi(x)
-
-    def extra_repr(self) -> str:
-        return self.activation.name
+from optnet.objectives import Activation, Elementwise
 
 
 class MLP(nn.Module):

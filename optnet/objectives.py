@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from optnet.errors import RequestError
 
@@ -65,6 +65,20 @@ class Activation:
                 f"{self.name} decreases somewhere, so it has no proximal pair; use a monotone activation"
             )
         return self.conjugate(x)
+
+
+class Elementwise(nn.Module):
+    """x -> phi(x), an activation as a layer."""
+
+    def __init__(self, activation: Activation) -> None:
+        super().__init__()
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activation.phi(x)
+
+    def extra_repr(self) -> str:
+        return self.activation.name
 
 
 def objective(activation: Activation, U: Tensor, bias: Tensor | None = None) -> Function:

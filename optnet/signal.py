@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +12,9 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from optnet.errors import ModelError
+from optnet.errors import ModelError, RequestError
 from optnet.initialisation import initialise, linear_maps
+from optnet.modes import mode
 from optnet.unroll import Unrolled
 
 
@@ -36,24 +38,47 @@ def of(
 ) -> tuple[str, list[Point]]:
     """The signal of a model by timm's name, freshly started by a scheme, on noise N(0, 1); and the noise's shape.
 
+    Args:
+        size: of the pictures; by default the model's, of one that takes other sizes too at most 64.
+
     Raises:
         ModelError, ConfigError: there is no such model, it cannot have the options, or the scheme does not go with it.
     """
     if not timm.is_model(name):
         raise ModelError(f"unknown model '{name}'; see optnet.list_models() and timm.list_models()")
     torch.manual_seed(seed)
-    model = timm.create_model(name, **options)
-    channels, height, _ = model.pretrained_cfg.get("input_size") or (3, 64, 64)
-    size = size or min(height, 64)
-    images = torch.randn(batch, options.get("in_chans", channels), size, size)
-    initialise(model, scheme, images=images)
-    return "x".join(map(str, images.shape)), measure(model, images, seed)
+    channels, height, _ = timm.get_pretrained_cfg_value(name, "input_size") or (3, 64, 64)
+    if timm.get_pretrained_cfg_value(name, "fixed_input_size"):
+        options = {"img_size": size or height, **options}
+    else:
+        height = min(height, 64)
+    with _refused(name):
+        model = timm.create_model(name, **options)
+        images = torch.randn(batch, options.get("in_chans", channels), size or height, size or height)
+        initialise(model, scheme, images=images)
+        return "x".join(map(str, images.shape)), measure(model, images, seed)
+
+
+@contextmanager
+def _refused(name: str) -> Iterator[None]:
+    """What a foreign model says of options, pictures or a scheme that it does not take, in one line."""
+    try:
+        yield
+    except RequestError:
+        raise
+    except (RuntimeError, AssertionError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise ModelError(f"{name} cannot be built or run with these options and pictures: {reason}") from None
 
 
 def measure(model: nn.Module, images: Tensor, seed: int = 0) -> list[Point]:
     """The signal at every call of the operator T (of other models: at every linear map), in the order of the calls.
 
-    In training mode. The gradient is that of a random linear function of the logits, so no loss weighs in.
+    In training mode. The gradient is that of a random linear function of the logits, so no loss weighs in. A
+    call through which no gradient runs from the logits to the images is no point.
+
+    Raises:
+        ModelError: the model does not return one tensor, or no gradient reaches its deepest layer.
     """
     names: list[str] = []
     sizes: list[float] = []
@@ -63,7 +88,9 @@ def measure(model: nn.Module, images: Tensor, seed: int = 0) -> list[Point]:
 
     def look(name: str) -> Any:
         def before(layer: nn.Module, arguments: tuple[Any, ...]) -> None:
-            x = arguments[0][-1] if isinstance(arguments[0], list) else arguments[0]
+            x = arguments[0][-1] if arguments and isinstance(arguments[0], list) else next(iter(arguments), None)
+            if not isinstance(x, Tensor) or not x.requires_grad:
+                return
             place = len(names)
             names.append(name)
             sizes.append(x.detach().square().mean().sqrt().item())
@@ -71,22 +98,28 @@ def measure(model: nn.Module, images: Tensor, seed: int = 0) -> list[Point]:
 
         return before
 
-    for name, layer in _layers(model).items():
-        hooks.append(layer.register_forward_pre_hook(look(name)))
-    training, kept = model.training, {name: value.clone() for name, value in model.named_buffers()}
+    kept = {name: value.clone() for name, value in model.named_buffers()}
     try:
-        logits = model.train()(images)
-        direction = torch.randn(logits.shape, generator=torch.Generator().manual_seed(seed)).to(logits)
-        torch.autograd.grad((logits * direction).sum(), images)
+        with mode(model, training=True):
+            for name, layer in _layers(model).items():
+                hooks.append(layer.register_forward_pre_hook(look(name)))
+            try:
+                logits = model(images)
+            finally:  # before the backward pass, which calls checkpointed layers again
+                for hook in hooks:
+                    hook.remove()
+            if not isinstance(logits, Tensor):
+                raise ModelError("the signal is that of a model which returns one tensor; this one returns several")
+            direction = torch.randn(logits.shape, generator=torch.Generator().manual_seed(seed)).to(logits)
+            torch.autograd.grad((logits * direction).sum(), images)
     finally:
-        for hook in hooks:
-            hook.remove()
-        model.train(training)
         for name, value in model.named_buffers():
             value.copy_(kept[name])
-    last = gradients[len(names) - 1]
-    found = enumerate(zip(names, sizes, strict=True))
-    return [Point(name, size, gradients[k] / last if last else 0.0) for k, (name, size) in found]
+    calls = sorted(gradients)
+    last = gradients[calls[-1]] if calls else 0.0
+    if last == 0:
+        raise ModelError("no gradient reaches the deepest linear map, so there is no signal to compare with")
+    return [Point(names[call], sizes[call], gradients[call] / last) for call in calls]
 
 
 def _layers(model: nn.Module) -> dict[str, nn.Module]:

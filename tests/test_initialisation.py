@@ -1,5 +1,6 @@
 """Initialisation: each scheme keeps what it promises, on our networks and on anybody's."""
 
+import copy
 import math
 from pathlib import Path
 
@@ -7,12 +8,14 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+import torchvision
 from test_network import LAYERED, SMALL, pictures
 from torch import nn
 from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from optnet import ConfigError, create_model
-from optnet.initialisation import SCHEMES, activation_gain, initialise, linear_maps
+from optnet.initialisation import GAINED, SCHEMES, activation_gain, initialise, linear_maps, needs_data
 from optnet.layers import NORMS
 from optnet.training import run
 from optnet.training.config import Init, Model, Train
@@ -33,6 +36,18 @@ def networks():
     yield create_model("heavy_ball", **WIDE, norm="weight")
     yield create_model("nesterov_dense", **WIDE)
     yield timm.create_model("resnet18", num_classes=10)
+    yield nn.Sequential(
+        nn.Conv2d(64, 64, 5, groups=64), nn.ReLU(), nn.Conv2d(64, 96, 3, groups=4), nn.ConvTranspose2d(96, 32, 4),
+        nn.ConvTranspose2d(32, 64, 3, groups=4), nn.ConvTranspose1d(64, 64, 9, groups=64),
+    )  # fmt: skip
+
+
+def fans(layer):
+    """Inputs of an output and outputs of an input, the kernel counted."""
+    if isinstance(layer, nn.Linear):
+        return layer.in_features, layer.out_features
+    area = math.prod(layer.kernel_size)
+    return layer.in_channels // layer.groups * area, layer.out_channels // layer.groups * area
 
 
 @pytest.mark.parametrize("scheme", VARIANCES)
@@ -41,9 +56,9 @@ def test_variance_of_every_layer(scheme):
         initialise(model, scheme)
         for layer in linear_maps(model):
             weight = layer.weight.detach()
-            n, m = weight[0].numel(), weight.transpose(0, 1)[0].numel()
-            if scheme == "orthogonal":
-                m = len(weight)
+            n, m = fans(layer)
+            if scheme == "orthogonal":  # a row for each output
+                m = layer.out_channels // layer.groups if hasattr(layer, "groups") else m
             error = 5 * math.sqrt(2 / weight.numel())  # five standard deviations of a sample variance
             assert weight.square().mean().item() == pytest.approx(VARIANCES[scheme](n, m), rel=error)
             assert layer.bias is None or not layer.bias.any()
@@ -54,14 +69,22 @@ def test_orthogonality(gain):
     for model in networks():
         initialise(model, "orthogonal", gain=gain)
         for layer in linear_maps(model):
-            rows = layer.weight.detach().flatten(1).double()
-            gram = rows @ rows.T if len(rows) <= len(rows[0]) else rows.T @ rows
-            wanted = (2.0 if gain is None else gain**2) * torch.eye(len(gram))
-            assert (gram - wanted).abs().max() < 1e-5
+            for weight in by_group(layer):
+                rows = weight.flatten(1).double()
+                gram = rows @ rows.T if len(rows) <= len(rows[0]) else rows.T @ rows
+                wanted = (2.0 if gain is None else gain**2) * torch.eye(len(gram))
+                assert (gram - wanted).abs().max() < 1e-5
+
+
+def by_group(layer):
+    """The weight of each group, (outputs, inputs, ...)."""
+    parts = layer.weight.detach().chunk(getattr(layer, "groups", 1))
+    return [part.transpose(0, 1) if getattr(layer, "transposed", False) else part for part in parts]
 
 
 GAINS = {
     "relu": math.sqrt(2), "leaky_relu": math.sqrt(2 / (1 + 0.01**2)), "tanh": 1.5925, "selu": 1.0, "sigmoid": 1.8462,
+    "prelu": math.sqrt(2 / (1 + 0.25**2)), "gelu": 1.5335, "silu": 1.6768,
 }  # fmt: skip
 
 
@@ -74,6 +97,31 @@ def test_gain_by_activation(name):
     act = timm.layers.get_act_layer(name)()
     assert (gain * act(z)).square().mean().item() == pytest.approx(1, rel=0.01)
     assert activation_gain(nn.Linear(2, 2)) == 1
+
+
+class Attending(nn.Module):
+    """Attention and an attribute called ``activation`` that is a function, before the activation that counts."""
+
+    def __init__(self):
+        super().__init__()
+        self.activation = torch.tanh
+        self.attention = nn.MultiheadAttention(8, 2)
+        self.slopes = nn.PReLU(8, init=0.5)
+
+
+def test_gain_of_any_model():
+    assert activation_gain(Attending()) == pytest.approx(math.sqrt(2 / (1 + 0.5**2)), rel=1e-3)
+    assert activation_gain(Attending().slopes.half()) == activation_gain(Attending())
+    assert activation_gain(timm.create_model("mlp", act_layer="tanh")) == pytest.approx(GAINS["tanh"], rel=1e-3)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_transformer_can_be_started(scheme):
+    torch.manual_seed(0)
+    model = torchvision.models.VisionTransformer(32, 16, 2, 4, 32, 64)
+    x = torch.randn(8, 3, 32, 32)
+    initialise(model, scheme, images=x)
+    assert model(x).isfinite().all()
 
 
 @pytest.mark.parametrize("act", ["relu", "leaky_relu"])
@@ -123,6 +171,55 @@ def test_weight_norm_starts_from_the_data(family):
     for output in outputs(model, x)[:-1]:
         over = (0, 2, 3)
         assert output.mean(over).abs().max() < 1e-9 and (output.std(over, correction=0) - 1).abs().max() < 1e-9
+
+
+class Tied(nn.Module):
+    """A layer that is called twice, and one of each other kind; ``frozen`` stays in evaluation mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = weight_norm(nn.Conv2d(3, 3, 3, padding=1))
+        self.up = weight_norm(nn.ConvTranspose2d(3, 5, 2), dim=1)
+        self.whole = weight_norm(nn.Conv2d(5, 5, 1), dim=None)
+        self.spectral = spectral_norm(nn.Conv2d(5, 4, 1))
+        self.frozen = nn.BatchNorm2d(4).eval()
+        self.tokens = weight_norm(nn.Linear(4, 6))
+
+    def forward(self, x):
+        x = self.spectral(self.whole(self.up(self.conv(self.conv(x)))))
+        return self.tokens(self.frozen(x).flatten(2).transpose(1, 2))
+
+
+def test_anybodys_weight_norm_starts_from_the_data():
+    torch.manual_seed(0)
+    model = Tied().double()
+    kept = [model.whole.weight.clone(), model.spectral.parametrizations.weight.original.clone()]
+    x = torch.randn(16, 3, 6, 6, dtype=torch.float64) * 3 + 1
+    initialise(model, images=x)
+    first, _, up, *_, tokens = outputs(copy.deepcopy(model), x)
+    for output, over in ((first, (0, 2, 3)), (up, (0, 2, 3)), (tokens, (0, 1))):
+        assert output.mean(over).abs().max() < 1e-9 and (output.std(over, correction=0) - 1).abs().max() < 1e-9
+    now = [model.whole.weight, model.spectral.parametrizations.weight.original]
+    assert all(torch.equal(a, b) for a, b in zip(kept, now, strict=True))
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_only_weight_norm_needs_data():
+    assert needs_data(Tied(), "he") and not needs_data(spectral_norm(nn.Linear(3, 3)), "he")
+    with pytest.raises(ConfigError, match="norm=weight"):
+        initialise(Tied(), "lsuv", images=pictures(4, 3))
+    with pytest.raises(ConfigError, match="parametrized"):
+        initialise(nn.Sequential(spectral_norm(nn.Conv2d(1, 3, 3))), "lsuv", images=pictures(4))
+
+
+@pytest.mark.parametrize("scheme", ["default", "lsuv"])
+def test_every_module_keeps_its_mode(scheme):
+    norm = "weight" if scheme == "default" else "batch"
+    model = create_model("heavy_ball", **SMALL, norm=norm).train()
+    model.stem.eval()
+    before = {name: module.training for name, module in model.named_modules()}
+    initialise(model, scheme, images=pictures(8))
+    assert {name: module.training for name, module in model.named_modules()} == before
 
 
 @pytest.mark.parametrize("scheme", [name for name in SCHEMES if name != "lsuv"])
@@ -191,6 +288,10 @@ def test_every_scheme_is_an_option():
         {"output_bias": "nonsense"},
         {"output_bias": "frequencies"},
         {"output_bias": "zero", "num_classes": 0},
+        {"output_bias": "frequencies", "labels": torch.tensor([0, 10])},
+        {"output_bias": "frequencies", "labels": torch.tensor([-1, 3])},
+        {"output_bias": "frequencies", "labels": torch.tensor([], dtype=torch.long)},
+        *({"scheme": name, "gain": 0.5, "images": pictures(4)} for name in SCHEMES if name not in GAINED),
     ],
 )
 def test_bad_requests(options):

@@ -26,6 +26,40 @@ def test_every_call_is_a_point(family):
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
+@pytest.mark.parametrize("family", LAYERED)
+def test_memory_changes_no_point(family):
+    points = []
+    for memory in ("keep", "checkpoint"):
+        torch.manual_seed(0)
+        model = create_model(**{**SMALL, **LAYERED[family]}, memory=memory).double()
+        points.append(signal.measure(model, pictures(8).double()))
+    keep, checkpoint = points
+    assert [point.layer for point in keep] == [point.layer for point in checkpoint]
+    for a, b in zip(keep, checkpoint, strict=True):
+        assert (a.activation, a.gradient) == pytest.approx((b.activation, b.gradient), rel=1e-9)
+
+
+def test_every_module_keeps_its_mode():
+    model = create_model("heavy_ball", **SMALL).train()
+    model.stem.eval()
+    before = {name: module.training for name, module in model.named_modules()}
+    signal.measure(model, pictures(8))
+    assert {name: module.training for name, module in model.named_modules()} == before
+
+
+@pytest.mark.parametrize("name, size", [("vit_tiny_patch16_224", None), ("swinv2_cr_tiny_224", 64), ("mlp", 8)])
+def test_models_of_one_size_of_pictures(name, size):
+    shape, points = signal.of(name, "default", {}, batch=2, size=size)
+    assert shape.endswith("x224x224" if size is None else f"x{size}x{size}")
+    assert all(point.activation > 0 for point in points)
+
+
+def test_what_does_not_depend_on_the_pictures_is_no_point():
+    options = {"img_size": 64, "window_size": 2, "embed_dim": 24, "depths": [1, 1, 1, 1]}
+    _, points = signal.of("swinv2_tiny_window8_256", "default", options, batch=2, size=64)
+    assert points and not any("cpb_mlp" in point.layer for point in points)
+
+
 def test_any_model_of_timm():
     torch.manual_seed(0)
     points = signal.measure(timm.create_model("resnet18"), torch.randn(4, 3, 32, 32))
@@ -33,8 +67,10 @@ def test_any_model_of_timm():
     assert points[0].activation == pytest.approx(1, rel=0.05)
 
 
-GROWTH = {"he": 2.0, "orthogonal": 2.0, "glorot_normal": 1.25, "glorot_uniform": 1.25, "fan_in": 1 + 1 / 36 / 4}
-"""v_{k+1} / v_k of a pre-activation residual sum without norms; F has two layers, each of gain n Var(W) / 2."""
+GROWTH = {"he": 2.0, "orthogonal": 2.0, "glorot_normal": 1.25, "glorot_uniform": 1.25, "fan_in": 1 + 1 / 36}
+"""v_{k+1} / v_k of a pre-activation residual sum without norms; F has two layers, each of gain n Var(W) / 2.
+
+The padding with zeros takes some of it."""
 
 
 @pytest.mark.parametrize("scheme", [*GROWTH, "lsuv"])
@@ -50,7 +86,7 @@ def test_residual_sums_grow_as_theory_says(scheme):
         assert 0.8 < (v[-1] - v[1]) / (len(v) - 2) < 1.4
     else:
         growth = (v[-1] / v[0]) ** (1 / (len(v) - 1))
-        assert growth == pytest.approx(GROWTH[scheme], rel=0.15)
+        assert growth - 1 == pytest.approx(GROWTH[scheme] - 1, rel=0.2)
 
 
 DEEP = {
@@ -100,7 +136,9 @@ def test_the_command(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize(
     "request_",
-    ["nonsense", "hbnet_small --init nonsense", "hbnet_small norm", "hbnet_small norm=x", "hbnet_small nonsense=1",
+    ["resnet18 act_layer=nonsense", "hbnet_small features_only=true", "resnet18 num_classes=-1 --batch 2",
+     "resnet18 in_chans=x", "resnet18 num_classes=x",
+     "nonsense", "hbnet_small --init nonsense", "hbnet_small norm", "hbnet_small norm=x", "hbnet_small nonsense=1",
      "hbnet_small --batch 1", "hbnet_small --size 0", "hbnet_small --png a.jpg", "hbnet_small --png no/a.png",
      "hbnet_small norm=weight --init lsuv"],
 )  # fmt: skip

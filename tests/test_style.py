@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "optnet").rglob("*.py"))
 NO_TORCH = [ROOT / "optnet" / name for name in ("program.py", "guarantees.py", "symbols.py", "tracing.py", "errors.py")]
 NO_TORCH += sorted((ROOT / "optnet" / "algorithms").glob("*.py"))
-ORDER = "errors version options program symbols guarantees tracing algorithms objectives analysis"
+ORDER = "errors version options modes program symbols guarantees tracing algorithms objectives analysis"
 ORDER = f"{ORDER} emitting recomputing unroll layers initialisation design network mlp convert zoo data monitoring"
 ORDER = f"{ORDER} signal lifted training".split()
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from optnet import objectives
 from optnet.errors import ModelError
-from optnet.mlp import MLP, Elementwise
-from optnet.objectives import Activation
+from optnet.mlp import MLP
+from optnet.objectives import Activation, Elementwise
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from optnet.modes import mode
 from optnet.recomputing import called
 from optnet.unroll import Unrolled
 
@@ -30,13 +31,11 @@ def movements(model: nn.Module, images: Tensor) -> dict[str, list[float]]:
         return lambda module, inputs: entered.__setitem__(name, inputs)
 
     handles = [module.register_forward_pre_hook(note(name)) for name, module in unrolled.items()]
-    was_training = model.training
-    model.eval()
     try:
-        model(images)
-        return {name: _moved(module, entered[name]) for name, module in unrolled.items() if name in entered}
+        with mode(model, training=False):
+            model(images)
+            return {name: _moved(module, entered[name]) for name, module in unrolled.items() if name in entered}
     finally:
-        model.train(was_training)
         for handle in handles:
             handle.remove()
 

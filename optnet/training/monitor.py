@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from optnet.data import DataSet
+from optnet.modes import mode
 from optnet.monitoring import board, conditioning, depth, figures
 from optnet.training.config import Train
 from optnet.training.loop import Observer, Progress, Trainer
@@ -134,10 +135,9 @@ class Monitor(Observer):
     def _figures(self, model: nn.Module, epoch: int) -> None:
         for stage, figure in figures.heat_maps(model).items():
             self.events.add_figure(f"coefficients/{stage}", figure, epoch)
-        was_training = model.training
         images, labels = self.shown
-        logits = model.eval()(images)
-        model.train(was_training)
+        with mode(model, training=False):
+            logits = model(images)
         drawn = figures.predictions(images, labels, logits, self.data.classes, self.data.mean, self.data.std)
         self.events.add_figure("predictions", drawn, epoch)
 

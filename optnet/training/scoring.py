@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from optnet.data import Loader
+from optnet.modes import mode
 from optnet.training import distributed
 
 BINS = 15
@@ -48,8 +49,6 @@ def evaluate(model: nn.Module, loader: Loader, classes: int) -> Score:
     Raises:
         DataError: a picture cannot be read; RequestError in all processes, if that is in another one's share.
     """
-    was_training = model.training
-    model.eval()
     loss = torch.zeros((), dtype=torch.float64)
     confusion, top5 = torch.zeros(classes * classes, dtype=torch.long), torch.zeros((), dtype=torch.long)
     bins = torch.zeros(BINS, 2, dtype=torch.float64)  # sums of confidence and of right answers
@@ -64,8 +63,8 @@ def evaluate(model: nn.Module, loader: Loader, classes: int) -> Score:
             number = (confidence.cpu() * BINS).ceil().long().clamp(1, BINS) - 1
             bins.index_add_(0, number, torch.stack([confidence, (answers == labels).float()], 1).double().cpu())
 
-    distributed.together(score_share)
-    model.train(was_training)
+    with mode(model, training=False):
+        distributed.together(score_share)
     distributed.summed(loss, confusion, top5, bins)
     matrix = confusion.view(classes, classes)
     count, correct = int(matrix.sum()), int(matrix.trace())
