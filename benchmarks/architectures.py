@@ -139,7 +139,8 @@ def measure(row: Row, device: torch.device, threads: list[int], pairs: int, comp
 
 
 def show(results: dict[str, Any], console: Console) -> None:
-    table = Table(title=f"ours / theirs, {results['device']}, torch {results['torch']}; ! = over the aim, ~ = noisy")
+    machines = sorted({f"{row['device']}, torch {row['torch']}" for row in results["rows"].values()})
+    table = Table(title=f"ours / theirs, {' and '.join(machines)}; ! = over the aim, ~ = noisy")
     threads = sorted({key.split("/")[1] for row in results["rows"].values() for key in row if "/" in key}, key=int)
     timed = [f"{what}/{count}" for what in ("train", "inference") for count in threads]
     sized = ["saved_bytes", "held_bytes", "parameters", "multiply_adds"]
@@ -220,14 +221,15 @@ def main() -> None:
     results: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"rows": {}}
     processor = platform.processor() or platform.machine()
     processor = f"{processor}, {os.cpu_count()} cores" if device.type == "cpu" else torch.cuda.get_device_name(device)
-    results.update(device=processor, torch=str(torch.__version__), python=platform.python_version())
+    environment = {"device": processor, "torch": str(torch.__version__), "python": platform.python_version()}
     options.results.mkdir(exist_ok=True)
     for name in chosen:
         key = f"{name} compiled" if options.compiled else name
         if key in results["rows"] and not options.again:
             continue
         console.print(f"{key} ...")
-        results["rows"][key] = measure(ROWS[name], device, options.threads, options.pairs, options.compiled)
+        measured = measure(ROWS[name], device, options.threads, options.pairs, options.compiled)
+        results["rows"][key] = {**environment, **measured}
         order = [name for row in ROWS for name in (row, f"{row} compiled")]
         results["rows"] = {name: results["rows"][name] for name in order if name in results["rows"]}
         file.write_text(json.dumps(results, indent=1) + "\n")
