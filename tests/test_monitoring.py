@@ -83,6 +83,8 @@ def test_the_predicted_change_is_the_measured_one():
 
 def test_measuring_leaves_model_and_random_state_alone():
     model = timm.create_model("hbnet_small", in_chans=1, drop_rate=0.5).train()
+    model.stem.eval()
+    modes = [module.training for module in model.modules()]
     images, labels = torch.randn(8, 1, 8, 8), torch.arange(8)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     rng = torch.get_rng_state()
@@ -90,7 +92,7 @@ def test_measuring_leaves_model_and_random_state_alone():
     assert loss(point) == loss(point)
     measure(loss, point, 2)
     depth.movements(model, images)
-    assert torch.equal(rng, torch.get_rng_state()) and model.training
+    assert torch.equal(rng, torch.get_rng_state()) and modes == [module.training for module in model.modules()]
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
 

@@ -39,7 +39,7 @@ class Course:
         self._loader, self._epochs, self._milestones, self._growth = loader, epochs, milestones, growth
         self._limit = limit or math.inf
         if max_steps is not None:
-            self._epochs = 1 + bisect_left(range(1, epochs), max_steps, key=lambda span: sum(self._steps(span)))
+            self._epochs = 1 + bisect_left(range(1, epochs), float(max_steps), key=lambda span: sum(self._steps(span)))
         self.steps: list[int] = []
         left: float = max_steps or math.inf
         for steps in self._steps(self._epochs):

@@ -98,7 +98,7 @@ def optimizer(config: Optim, network: nn.Module, lr: float) -> torch.optim.Optim
     """
 
     def groups(of: nn.Module) -> list[dict[str, Any]]:
-        kept = getattr(of, "no_weight_decay", set)()
+        kept: Any = getattr(of, "no_weight_decay", set)()
         made = param_groups_weight_decay(of, config.weight_decay, no_weight_decay_list=kept)
         return _own_rate(of, made, float(config.coefficient_lr or lr))
 
