@@ -145,22 +145,26 @@ def test_label_smoothing():
 
 def test_averages():
     images, labels = points()
-    for kind, start in (("ema", 0), ("polyak", 0), ("polyak", 4)):
+    for kind, start in (("ema", 0), ("ema", 4), ("polyak", 0), ("polyak", 4)):
         torch.manual_seed(0)
-        model = nn.Linear(6, 3)
+        model = nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 3))
         averaged = average(model, kind, 0.8, start)
         trainer = Backpropagation(model, torch.optim.SGD(model.parameters(), lr=0.5), None, average=averaged)
-        path, expected = [], None
+        path, means, expected, mean = [], [], None, None
         for step in range(1, 11):
-            trainer.step(images, labels)
-            path.append(model.weight.detach().clone())
+            trainer.step(images[step : step + 32], labels[step : step + 32])
+            path.append(model[1].weight.detach().clone())
+            means.append(model[0].running_mean.clone())
             k = step - start
             if kind == "ema":
                 decay = min(0.8, 1 - k ** (-2 / 3)) if k > 1 else 0
                 expected = path[-1] if expected is None else decay * expected + (1 - decay) * path[-1]
+                mean = means[-1] if mean is None else decay * mean + (1 - decay) * means[-1]
             else:
-                expected = torch.stack(path[start:]).mean(0) if k > 0 else path[-1]
-            torch.testing.assert_close(trainer.model.weight.detach(), expected, msg=f"{kind} from {start}, step {step}")
+                expected, mean = torch.stack(path[start:]).mean(0) if k > 0 else path[-1], means[-1]
+            said = f"{kind} from {start}, step {step}"
+            torch.testing.assert_close(trainer.model[1].weight.detach(), expected, msg=said)
+            torch.testing.assert_close(trainer.model[0].running_mean, mean, msg=said)
         assert trainer.model is not trainer.network
 
 
@@ -193,10 +197,12 @@ def test_mixing():
         assert mixed.shape == images.shape and target.shape == (7, 10)
         torch.testing.assert_close(target.sum(1), torch.ones(7))
         share = target[torch.arange(7), labels]  # of a picture's own label; the rest is its partner's
-        assert (share[1:4] < 1).all()
+        partner = torch.tensor([6, 6, 5, 4, 3, 2, 1])
+        assert (share < 1).all()
+        torch.testing.assert_close(target[torch.arange(7), labels[partner]], 1 - share)
         if options["mixup"]:  # pictures are mixed as their labels are
-            expected = share[1] * images[1] + (1 - share[1]) * images[6]
-            torch.testing.assert_close(mixed[1], expected, atol=1e-6, rtol=0)
+            part = share[:, None, None, None]
+            torch.testing.assert_close(mixed, part * images + (1 - part) * images[partner], atol=1e-6, rtol=0)
     assert all(np.array_equal(a, b) for a, b in zip(state, np.random.get_state(), strict=True))
     whole, _ = Mixing(10, mixup=1.0, cutmix=0.0, probability=0.0, smoothing=0.0, seed=0)(images, labels, 0)
     assert torch.equal(whole, images)

@@ -1,5 +1,6 @@
 """Wrong requests, by the tree of the configuration: every key with a wrong type, out of range, or missing as a path."""
 
+import math
 from dataclasses import fields, is_dataclass
 
 import pytest
@@ -58,14 +59,14 @@ def wrong_type(field):
 
 
 def out_of_range(field):
+    """A value beyond each end of a key's range, or none of its choices."""
     limits = field.metadata
     if "options" in limits:
-        return "nonsense"
-    if "low" in limits:
-        if limits["above"] is not None:
-            return limits["above"]
-        return limits["low"] - 1 if limits["low"] > -float("inf") else limits["high"] + 1
-    return None
+        return ["nonsense"]
+    if "low" not in limits:
+        return []
+    low = [limits["low"] - 1] if limits["above"] is None else [limits["above"]]
+    return [value for value in (*low, limits["high"] + 1) if math.isfinite(value)] or ["inf"]
 
 
 TREE = list(tree())
@@ -78,10 +79,10 @@ CASES = [
 ]
 CASES += [
     pytest.param(
-        program, (*first, f"{key}={out_of_range(field)}"), config, key, id=f"{program}-{' '.join(first)}-{key}-range"
+        program, (*first, f"{key}={value}"), config, key, id=f"{program}-{' '.join(first)}-{key}-range-{value}"
     )
     for program, first, config, key, field in TREE
-    if out_of_range(field) is not None
+    for value in out_of_range(field)
 ]
 CASES += [
     pytest.param(program, (*first, *OWN[key].split()), None, key, id=f"{program}-{key}-own")
@@ -109,4 +110,4 @@ def test_wrong_values_of_every_key(program, request_, config, key, tmp_path, mon
 def test_every_key_has_a_wrong_value():
     for _, _, _, key, field in TREE:
         free = "bool" in str(field.type) or key in UNBOUNDED
-        assert free or key in OWN or out_of_range(field) is not None, f"{key}: nothing says which values are wrong"
+        assert free or key in OWN or out_of_range(field), f"{key}: nothing says which values are wrong"

@@ -49,7 +49,7 @@ class MACOptions(Options):
         """Raises:
         ConfigError: mu starts above its end.
         """
-        if self.mu > self.mu_max:
+        if self.mu > self.mu_max > 0:  # what is not positive is out of its own range
             raise ConfigError(f"trainer.mu={self.mu:g} is above trainer.mu_max={self.mu_max:g}; raise mu_max")
 
 

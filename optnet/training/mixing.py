@@ -33,8 +33,9 @@ class Mixing:
         try:
             if len(images) % 2 == 0:
                 return self.mix(images.clone(), labels)
-            # timm mixes pairs: the last picture of an odd batch is mixed with the first one
-            mixed, target = self.mix(torch.cat([images, images[:1]]), torch.cat([labels, labels[:1]]))
+            # timm pairs the first with the last, the second with the one before: a second copy of an odd batch's last
+            # picture is the first one's partner
+            mixed, target = self.mix(torch.cat([images, images[-1:]]), torch.cat([labels, labels[-1:]]))
             return mixed[:-1], target[:-1]
         finally:
             np.random.set_state(state)
