@@ -15,9 +15,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import optnet
 from optnet import CheckpointError, ConfigError
 from optnet.data import load
+from optnet.data.loading import FileLoader
 from optnet.options import check
 from optnet.training import assess, checkpoint, run
 from optnet.training.config import Data, Evaluate, Model, Train
+from optnet.training.loop import Progress, train_epoch
 
 FAMILIES = ["gradient_descent", "heavy_ball", "nesterov", "nesterov_dense", "admm", "merge_and_run"]
 TINY = {"blocks": [1, 2], "widths": [4, 8]}
@@ -163,6 +165,95 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_been(tmp_path, number):
         assert {k: v for k, v in a.items() if k not in CLOCK} == {k: v for k, v in b.items() if k not in CLOCK}
     events = EventAccumulator(str(cut)).Reload()
     assert [point.step for point in events.Scalars("train/loss")] == [1, 2, 3, 4]
+
+
+def interrupted(place, pictures, calls, number=signal.SIGTERM, **options):
+    """The folder of a run that gets a signal in its forward pass number ``calls`` of so many pictures."""
+    parts = run.prepare(config(place, **options))
+    seen = []
+
+    def interrupt(module, inputs):
+        if len(inputs[0]) == pictures:
+            seen.append(pictures)
+            if len(seen) == calls:
+                os.kill(os.getpid(), number)
+
+    parts.model.register_forward_pre_hook(interrupt)
+    with pytest.raises(SystemExit) as stopped:
+        run.train(parts)
+    assert stopped.value.code == 128 + number
+    return only_run(place)
+
+
+@pytest.mark.parametrize(("pictures", "lines"), [(144, 1), (144, 2), (360, 2)], ids=["validation", "last", "test"])
+def test_a_signal_while_scoring_stops_the_run(tmp_path, pictures, lines):
+    """The 144 pictures for validation, and the 360 for the test, are one batch each."""
+    options = {"epochs": 2, "limit_batches": 10, "batch_size": 90}
+    train(tmp_path / "whole", **options)
+    cut = interrupted(tmp_path / "cut", pictures, lines if pictures == 144 else 1, **options)
+    assert len(metrics(cut)) == lines and not (cut / "summary.json").exists()
+    assert checkpoint.load(cut / "checkpoints" / "last.pt")["progress"]["epoch"] == lines
+    before = checkpoint.load(cut / "checkpoints" / "previous.pt")["progress"]
+    assert before["epoch"] == lines - 1 and before["batch"] == before["updates"] - 10 * before["epoch"] > 0
+    time.sleep(1.1)
+    scoring = (cut / "checkpoints" / "previous.pt").read_bytes()  # what a kill while scoring leaves
+    for left in (None, scoring):
+        if left:
+            (cut / "checkpoints" / "last.pt").write_bytes(left)
+        run.train(run.prepare(Train(resume=str(cut)), ["resume=..."]))
+        one, two = weights(only_run(tmp_path / "whole")), weights(cut)
+        assert all(torch.equal(one[key], two[key]) for key in one)
+        assert [line["epoch"] for line in metrics(cut)] == [1, 2]
+
+
+def test_an_epoch_goes_on_with_the_batches_it_had(tmp_path):
+    cut = interrupted(tmp_path, 32, 60, epochs=4, batch_size=32, batch_milestones=[0.5], batch_growth=4)
+    assert checkpoint.load(cut / "checkpoints" / "last.pt")["progress"]["batch"] > 0
+    before = {file: file.read_bytes() for file in cut.rglob("*") if file.is_file()}
+    with pytest.raises(CheckpointError, match="midst of an epoch with batch_size") as error:
+        run.train(run.prepare(Train(resume=str(cut), epochs=2), ["resume=...", "epochs=2"]))
+    assert "\n" not in str(error.value)
+    assert before == {file: file.read_bytes() for file in cut.rglob("*") if file.is_file()}
+    with pytest.raises(ValueError, match="are done"):
+        train_epoch(None, None, 4, Progress(batch=5), on_batch=None, shown=None)
+
+
+def test_random_numbers_of_accelerators_are_left_alone(monkeypatch):
+    """Reading pictures and calibrating seed the CPU's generator alone: a run's own on a GPU goes on undisturbed."""
+    seeds = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
+    monkeypatch.setattr(torch.cuda, "manual_seed", seeds.append)
+    pictures = [(torch.full((1, 4, 4), float(i)), i) for i in range(6)]
+    loader = FileLoader(
+        pictures, lambda image: image + torch.rand(()), 3, device=torch.device("cpu"), shuffle=True, seed=1
+    )
+    state = torch.get_rng_state()
+    one, two = ([images for images, _ in loader.batches(2)] for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True)) and torch.equal(state, torch.get_rng_state())
+    assert not seeds
+
+
+@pytest.mark.parametrize("text", ["a: [", "a: [1", "- 1", "{", "\tlr: 3", "lr: [1]"])
+def test_a_damaged_configuration_is_one_line(tmp_path, text):
+    train(tmp_path, epochs=1)
+    folder = only_run(tmp_path)
+    (folder / "config.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"config\.yaml cannot be read") as error:
+        run.prepare(Train(resume=str(folder)), ["resume=x"])
+    assert "\n" not in str(error.value)
+
+
+def test_a_configuration_in_a_run_folder_means_that_it_can_go_on(tmp_path, monkeypatch):
+    """Killed before its first checkpoint is whole, a run leaves none."""
+
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path, epochs=1)
+    assert not list(only_run(tmp_path).glob("config.yaml"))
 
 
 def test_a_resumed_run_keeps_its_config(tmp_path):

@@ -161,7 +161,7 @@ class _Seeded(Dataset[Any]):
         except DataError as error:
             return error
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_of(self.seed, self.epoch, index))
+            torch.default_generator.manual_seed(seed_of(self.seed, self.epoch, index))  # leaves accelerators alone
             return self.transform(image), label
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from contextlib import closing
 from itertools import islice
 
-import torch
 from timm.utils import ModelEmaV3
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
 from optnet.training.course import Course
+from optnet.training.environment import keeping_random_state
 from optnet.training.loop import Observer, Progress, Trainer
 
 AVERAGES = ("none", "ema", "polyak")
@@ -42,5 +42,6 @@ class Recalibration(Observer):
 
     def on_epoch(self, progress: Progress, trainer: Trainer) -> None:
         made = self.course.loader(progress.epoch).batches(progress.epoch)
-        with closing(made), torch.random.fork_rng(devices=[]):  # dropout in here leaves the run's random numbers alone
+        device = next(trainer.model.parameters()).device
+        with closing(made), keeping_random_state(device):  # for dropout
             update_bn(islice(made, self.batches), trainer.model)

@@ -6,6 +6,7 @@ import argparse
 import os
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,22 +49,41 @@ def save(path: Path, content: dict[str, Any], keep: str | None = None) -> None:
     if keep is not None and path.exists():
         os.replace(path, path.with_name(keep))
     os.replace(partial, path)
+    _settle(path.parent)
+
+
+def take_back(folder: Path) -> None:
+    """Puts the run's checkpoint before the last one in the last one's place."""
+    before = folder / "checkpoints" / BEFORE
+    if before.exists():
+        os.replace(before, before.with_name(LAST))
+        _settle(before.parent)
+
+
+def _settle(folder: Path) -> None:
+    """Makes the disk keep the names of a folder's files, too."""
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
 
 
 def last(folder: Path) -> tuple[dict[str, Any], str]:
     """The last checkpoint of a run that can be read, and what has to be said about it, if anything.
 
     Raises:
-        CheckpointError: neither the last one nor the one before it can be read.
+        CheckpointError: neither the last one, nor a whole one that was to take its place, nor the one before it can be
+            read.
     """
-    newest, before = folder / "checkpoints" / LAST, folder / "checkpoints" / BEFORE
+    place = folder / "checkpoints"
     try:
-        return load(newest), ""
+        return load(place / LAST), ""
     except CheckpointError as error:
-        try:
-            return load(before), f"{error}; going on from the one before it, {before}"
-        except CheckpointError:
-            raise error from None
+        for name, which in ((f"{LAST}.partial", "the one that was to follow it"), (BEFORE, "the one before it")):
+            with suppress(CheckpointError):
+                return load(place / name), f"{error}; going on from {which}, {place / name}"
+        raise
 
 
 def load(path: str | Path) -> dict[str, Any]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import platform
 import resource
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import timm
 import torch
@@ -41,6 +43,16 @@ def set_random_state(device: torch.device, states: dict[str, Tensor]) -> None:
     torch.set_rng_state(states["cpu"])
     if device.type != "cpu" and device.type in states:
         torch.get_device_module(device).set_rng_state(states[device.type], *_index(device))
+
+
+@contextmanager
+def keeping_random_state(device: torch.device) -> Iterator[None]:
+    """What is drawn in here leaves the random numbers behind it as they would have been without."""
+    states = random_state(device)
+    try:
+        yield
+    finally:
+        set_random_state(device, states)
 
 
 def _index(device: torch.device) -> list[torch.device]:

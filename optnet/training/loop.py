@@ -105,7 +105,10 @@ def train_epoch(
 
     Raises:
         Diverged: the loss is not finite.
+        ValueError: ``progress`` is beyond the epoch's end.
     """
+    if progress.batch > steps:
+        raise ValueError(f"{progress.batch} batches of an epoch of {steps} steps are done")
     started = last = time.perf_counter()
     pending: list[tuple[Tensor, Tensor, int]] = []
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from timm.layers import convert_sync_batchnorm
 from torch import nn
 
@@ -128,7 +127,7 @@ def stored(config: Train, overrides: Sequence[str]) -> Train:
         raise ConfigError(f"resume={config.resume} is not a run's folder: there is no {file}")
     try:
         kept: Any = trainers.typed(Train, OmegaConf.load(file))
-    except (OmegaConfBaseException, ValueError, OSError) as error:
+    except Exception as error:  # what stands in it may be no YAML, or any other
         raise ConfigError(f"{file} cannot be read: {str(error).splitlines()[0]}") from None
     for override in overrides:
         key = override.split("=")[0].lstrip("+~")

@@ -15,7 +15,7 @@ from optnet.errors import CheckpointError, RequestError
 from optnet.training import checkpoint, distributed, trainers
 from optnet.training.config import Train
 from optnet.training.course import Course
-from optnet.training.environment import peak_memory, random_state, set_random_state, versions
+from optnet.training.environment import keeping_random_state, peak_memory, random_state, set_random_state, versions
 from optnet.training.interruption import signals
 from optnet.training.logbook import Logbook, Silence, new_folder, write_json, write_whole
 from optnet.training.loop import Diverged, Observer, Progress, train_epoch
@@ -38,7 +38,7 @@ def train(parts: Parts) -> float:
         shows = parts.config.progress and distributed.is_primary()
         with signals() as caught, screen(shows, run.course.total, run.progress.updates) as shown:
             run.epochs(caught, shown)
-            return run.finish()
+            return run.finish(caught)
     except Diverged as error:
         run.stopped(f"{error}; a lower lr may help")
     except (RequestError, OSError) as error:  # a picture or the best checkpoint that cannot be read; a full disk
@@ -76,8 +76,11 @@ class Run:
         if resumed is not None:
             try:
                 self.progress = Progress(**resumed["progress"])
+                self._check_epoch(resumed["epoch"])
                 self.trainer.load_state_dict(resumed["trainer"])
                 set_random_state(parts.device, resumed["rng"])
+            except CheckpointError:
+                raise
             except (TypeError, ValueError, KeyError, RuntimeError) as error:
                 reason = str(error).splitlines()[0]
                 raise CheckpointError(f"{config.resume}: its last checkpoint does not fit its run ({reason})") from None
@@ -87,7 +90,6 @@ class Run:
         self.logbook: Logbook | Silence = Silence()
         self.observers: list[Observer] = []
         if primary:
-            write_whole(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)))
             self.logbook = Logbook(self.folder, resumed["records"] if resumed else None)
         else:
             torch.manual_seed(seed_of(config.seed, distributed.rank(), self.progress.updates))
@@ -104,6 +106,25 @@ class Run:
             self.logbook.say(
                 f"trainer={config.trainer.name} takes all training pictures at once, as they are: {ignored}"
             )
+
+    def _epoch(self) -> dict[str, int]:
+        """What the batches of the epoch to go on with are made by."""
+        epoch = min(self.progress.epoch, self.course.epochs - 1)
+        loader = self.course.loader(epoch)
+        return {"pictures": loader.count, "batch_size": loader.batch_size, "steps": self.course.steps[epoch]}
+
+    def _check_epoch(self, saved: dict[str, int]) -> None:
+        """Whether an epoch that was stopped in its midst goes on with the batches that it had.
+
+        Raises:
+            CheckpointError: they would be others.
+        """
+        for key, now in self._epoch().items() if self.progress.batch else ():
+            if now != saved[key]:
+                raise CheckpointError(
+                    f"{self.config.resume} was stopped in the midst of an epoch with {key}={saved[key]}, which would "
+                    f"go on with {now}; end that epoch with the epochs and data it had"
+                )
 
     def _course(self, batch_size: int, training: bool) -> Course:
         config = self.config
@@ -132,26 +153,34 @@ class Run:
                 return bool(caught)
             return progress.updates % AGREE == 0 and bool(distributed.largest(max(caught, default=0)))
 
-        if self.parts.resumed is None:
-            self.save(checkpoint.LAST)  # so that a run can go on whenever it is killed
-        self._watch()
-        for observer in self.observers:
-            observer.on_start(self.progress, self.trainer)
+        if self.parts.resumed is None or self.parts.note:
+            self.save(checkpoint.LAST, keep=None)  # there is none yet, or it is damaged
+        if distributed.is_primary():  # from now on the run can go on whenever it is killed
+            write_whole(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(self.config)))
+        with keeping_random_state(self.parts.device):
+            self._watch()
+            for observer in self.observers:
+                observer.on_start(self.progress, self.trainer)
         while self.progress.epoch < self.course.epochs and not self._has_stalled():
-            epoch = self.progress.epoch
+            epoch, updates = self.progress.epoch, self.progress.updates
             loader = self.course.loader(epoch)
             finished = train_epoch(
                 self.trainer, loader, self.course.steps[epoch], self.progress, on_batch=after_batch, shown=shown.say,
                 observers=self.observers,
             )  # fmt: skip
-            stop = distributed.largest(max(caught, default=0))
             self._pool()
-            if finished and not stop:
+            if self.progress.updates > updates:
+                self.save(checkpoint.LAST)  # scoring may take long
+            self._heed(caught)
+            if finished:
                 self._end_epoch()
-            if stop:
-                self.save(checkpoint.LAST)
-                self.logbook.say(f"interrupted and saved; {self.way_on()}")
-                sys.exit(128 + stop)
+                self._heed(caught)
+
+    def _heed(self, caught: list[int]) -> None:
+        """Exits if one of the processes caught a signal; where the run stands has been saved."""
+        if stop := distributed.largest(max(caught, default=0)):
+            self.logbook.say(f"interrupted and saved; {self.way_on()}")
+            sys.exit(128 + stop)
 
     def _pool(self) -> None:
         """Gives every process the sums of all; the pictures of the whole run are kept by the first one."""
@@ -180,6 +209,8 @@ class Run:
         distributed.share_buffers(self.trainer.model, self.config.distributed.batch_norm)
         score = self._score(self.validation)
         if not score.loss < float("inf"):
+            if distributed.is_primary():
+                checkpoint.take_back(self.folder)
             raise Diverged(f"the validation loss is not finite after step {progress.updates}, epoch {progress.epoch}")
         is_best = (score.top1, -score.loss) > (progress.best, -progress.best_loss)  # of equal ones, the surer
         if is_best:
@@ -207,19 +238,18 @@ class Run:
         self.unreadable |= found
         return score
 
-    def save(self, name: str) -> None:
-        """Writes a checkpoint of all that going on needs; of the last one, the one before is kept."""
+    def save(self, name: str, keep: str | None = checkpoint.BEFORE) -> None:
+        """Writes a checkpoint of all that going on needs; of the last one, the one before is kept as ``keep``."""
         if not isinstance(self.logbook, Logbook):
             return
         content = {
             "model": self.parts.described, "state_dict": self.trainer.model.state_dict(),
-            "trainer": self.trainer.state_dict(), "progress": self.progress.to_dict(),
+            "trainer": self.trainer.state_dict(), "progress": self.progress.to_dict(), "epoch": self._epoch(),
             "rng": random_state(self.parts.device), "records": self.logbook.marks(),
             "config": OmegaConf.to_container(OmegaConf.structured(self.config)),
             "classes": list(self.parts.data.classes), "versions": versions(),
         }  # fmt: skip
-        keep = checkpoint.BEFORE if name == checkpoint.LAST else None
-        checkpoint.save(self.folder / "checkpoints" / name, content, keep)
+        checkpoint.save(self.folder / "checkpoints" / name, content, keep if name == checkpoint.LAST else None)
 
     def stopped(self, reason: str) -> None:
         """Says why the run ends: the first process in the logbook, another one on its own. A full disk has no room."""
@@ -235,15 +265,19 @@ class Run:
     def way_on(self) -> str:
         """What to do after a stop."""
         last = self.folder / "checkpoints" / checkpoint.LAST
+        if not last.exists():
+            return "nothing was saved yet"
         return f"the last good checkpoint is {last}; python train.py resume={self.folder} goes on from it"
 
-    def finish(self) -> float:
+    def finish(self, caught: list[int]) -> float:
+        """Scores the best checkpoint on the test split, unless a signal in ``caught`` comes first: then exits."""
         config, progress, parts = self.config, self.progress, self.parts
         if distributed.is_primary():
             best = checkpoint.load(self.folder / "checkpoints" / checkpoint.BEST)
             self.trainer.model.load_state_dict(best["state_dict"])
         distributed.spread(self.trainer.model)
         score = self._score(parts.loader("test", 4 * config.batch_size))
+        self._heed(caught)
         summary = {
             "model": _model_name(config), "parameters": self.parameters, "dataset": parts.data.name, "metric": "top1",
             "best": progress.best, "best_epoch": progress.best_epoch, "final": score.top1, "correct": score.correct,
