@@ -88,12 +88,10 @@ def pad_crop(
     """
     n, _, height, width = images.shape
     padded = torch.nn.functional.pad(images, (padding,) * 4)
-    top, left = (torch.randint(2 * padding + 1, (of or n, 1), generator=generator)[share] for _ in range(2))
-    rows = (top + torch.arange(height))[:, None, :, None].to(images.device)
-    columns = (left + torch.arange(width))[:, None, None, :].to(images.device)
-    index = torch.arange(n, device=images.device)[:, None, None, None]
-    channel = torch.arange(images.shape[1], device=images.device)[None, :, None, None]
-    return padded[index, channel, rows, columns]
+    places = (torch.randint(2 * padding + 1, (of or n, 1), generator=generator)[share] for _ in range(2))
+    top, left = (place.squeeze(1).to(images.device) for place in places)
+    windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view: (n, c, top, left, height, width)
+    return windows[torch.arange(n, device=images.device), :, top, left]
 
 
 def flip(images: Tensor, generator: torch.Generator, of: int | None = None, share: slice = slice(None)) -> Tensor:
