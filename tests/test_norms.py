@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from methods import OWN
-from test_network import LAYERED, SMALL, pictures, settle
+from test_network import LAYERED, SMALL, pictures, settle, weights_of_sums
 from timm.layers import convert_sync_batchnorm, freeze_batch_norm_2d
 from torch import nn
 
@@ -46,16 +46,11 @@ def test_no_coefficient_is_dead_with_any_norm(family, norm, place):
     model = build(family, norm, place).eval()
     with torch.no_grad():
         before = model(X)
-        for name, parameter in model.named_parameters():
-            if ".coefficients." not in name:
-                continue
-            program = model.get_submodule(name.partition(".body.")[0]).program
-            terms = len(next(r for r in program.combines if r.value == name.rpartition(".")[2]).terms)
-            for weight in parameter if terms > 1 else ():
-                kept = weight.clone()
-                weight += 0.1
-                assert (model(X) - before).norm() > 1e-5 * before.norm(), name
-                weight.copy_(kept)
+        for name, weight in weights_of_sums(model):
+            kept = weight.clone()
+            weight += 0.1
+            assert (model(X) - before).norm() > 1e-5 * before.norm(), name
+            weight.copy_(kept)
 
 
 @pytest.mark.parametrize("family, norm, place", PLACED)
