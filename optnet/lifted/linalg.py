@@ -71,20 +71,30 @@ def squared_norm(w: Tensor) -> float:
     return min(SAFETY * float(spectral_norm(w)) ** 2, float(w.square().sum()))
 
 
-def conjugate_gradients(apply: Callable[[Tensor], Tensor], b: Tensor, iterations: int) -> Tensor:
-    """x with apply(x) = b, nearly, for rows b (systems, unknowns) and positive definite systems; from x = 0."""
+def conjugate_gradients(
+    apply: Callable[[Tensor], Tensor],
+    b: Tensor,
+    iterations: int,
+    precondition: Callable[[Tensor], Tensor] = lambda r: r,
+) -> Tensor:
+    """x with apply(x) = b, nearly, for rows b (systems, unknowns) and positive definite systems; from x = 0.
+
+    ``precondition``: r -> M^-1 r for a positive definite M near the systems.
+    """
     x, r = torch.zeros_like(b), b
-    p, rr = r, r.square().sum(1, keepdim=True)
-    start = rr
+    p = precondition(r)
+    rz = (r * p).sum(1, keepdim=True)
+    start = rz
     for _ in range(iterations):
         q = apply(p)
         curved = (p * q).sum(1, keepdim=True)
-        going = (rr > 1e-14 * start) & (curved > 0)
-        step = torch.where(going, rr / curved, torch.zeros_like(rr))
+        going = (rz > 1e-14 * start) & (curved > 0)
+        step = torch.where(going, rz / curved, torch.zeros_like(rz))
         x, r = x + step * p, r - step * q
-        after = r.square().sum(1, keepdim=True)
-        p = r + torch.where(going, after / rr, torch.zeros_like(rr)) * p
-        rr = after
+        z = precondition(r)
+        after = (r * z).sum(1, keepdim=True)
+        p = z + torch.where(going, after / rz, torch.zeros_like(rz)) * p
+        rz = after
     return x
 
 

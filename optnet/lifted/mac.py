@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from optnet.errors import ConfigError
-from optnet.lifted.linalg import augment, conjugate_gradients, ridge
+from optnet.lifted.linalg import augment, conjugate_gradients, gram, ridge
 from optnet.lifted.trainer import Blocks, Lifted, Options
 from optnet.options import number
 
-SAMPLES = 100
+SAMPLES = 25
 """Samples whose coordinates are solved for at a time: so many that their matrices stay in a cache."""
 
 ELEMENTS = 2**24
@@ -32,7 +32,7 @@ class MACOptions(Options):
         mu: the penalty at the start; times ``growth`` after each sweep over all pictures that lowers the objective by
             less than the part ``stall``, up to ``mu_max``. In batches mu stays as it is.
         damping: added to the diagonal of the weights' normal equations, times the batch.
-        cg: steps of conjugate gradients for each unit's normal equations; 0 solves them by Cholesky.
+        cg: preconditioned steps of conjugate gradients for each unit's normal equations; 0 solves them by Cholesky.
         full_batch: all training pictures in each step, coordinates kept; else each batch starts from its forward pass.
     """
 
@@ -42,7 +42,7 @@ class MACOptions(Options):
     stall: float = number(0.05, 0, 1)
     mu_max: float = number(1e6, above=0)
     damping: float = number(1e-6, above=0)
-    cg: int = number(20, 0)
+    cg: int = number(5, 0)
     full_batch: bool = True
 
     def check(self) -> None:
@@ -105,8 +105,7 @@ class MAC(Lifted):
         slope = layer.activation.slope(u)
         right = (slope * (target - phi(u))).T @ x
         if self.options.cg:
-            curved = slope.square()
-            step = conjugate_gradients(lambda p: ((x @ p.T) * curved).T @ x + damping * p, right, self.options.cg)
+            step = _iterated(blocks.x[k], slope.square(), right, damping, self.options.cg)
         else:
             step = torch.cat([_normal(x, part, rows, damping) for part, rows in _units(x, slope, right)])
         moved = x @ step.T
@@ -137,43 +136,36 @@ class MAC(Lifted):
     # coordinates
 
     def _coordinates(self, blocks: Blocks) -> None:
-        moved = [
-            self._solve(x, y) for *x, y in zip(*(part.split(SAMPLES) for part in (*blocks.x, blocks.y)), strict=True)
-        ]
-        blocks.x[1:] = [torch.cat(parts) for parts in zip(*moved, strict=True)]
+        """A Gauss-Newton step of every sample, halved for each until its objective does not rise."""
+        d = self._direction(blocks.x, blocks.y)
+
+        def value(size: Tensor) -> Tensor:
+            moved = [blocks.x[0], *(a + size[:, None] * b for a, b in zip(blocks.x[1:], d, strict=True))]
+            return self._energy(moved, blocks.y)
+
+        size = _halved(value, len(blocks.y), blocks.x[0])[:, None]
+        blocks.x[1:] = [a + size * b for a, b in zip(blocks.x[1:], d, strict=True)]
 
     def _direction(self, x: list[Tensor], y: Tensor) -> list[Tensor]:
-        """The Gauss-Newton direction d_1 .. d_{n-1} of the coordinates x_1 .. x_{n-1} of some samples.
+        """The Gauss-Newton direction d_1 .. d_{n-1} of the coordinates x_1 .. x_{n-1}.
 
         It minimises mu/2 sum_k |r_k + d_k - B_k d_{k-1}|^2 + the loss's second-order model of V d_{n-1}, with
         r_k = x_k - phi(u_k), B_k = diag(phi'(u_k)) W_k, V = W_n. Its residuals e_k = r_k + d_k - B_k d_{k-1} obey
         e_{k-1} = B_k^T e_k, so all follow from the last: d_{n-1} = m + P e with m_k = B_k m_{k-1} - r_k and
         P_k = I + B_k P_{k-1} B_k^T, and mu e = -V^T (g + H V (m + P e)), g and H the loss's gradient and Hessian.
         """
-        hidden, last, mu = self.layers[:-1], self.layers[-1], self.mu
+        hidden, V = self.layers[:-1], self.layers[-1].weight
         residuals, slopes = [], []
-        m, P = torch.zeros(()), torch.zeros(())
+        m = torch.zeros(())
         for k, layer in enumerate(hidden):
             u = layer(x[k])
             residuals.append(x[k + 1] - layer.activation.phi(u))
             slopes.append(layer.activation.slope(u))
-            if k == 0:
-                m, P = -residuals[0], torch.eye(u.shape[1], dtype=u.dtype, device=u.device)
-                continue
-            m = slopes[k] * (m @ layer.weight.T) - residuals[k]
-            P = layer.weight @ P @ layer.weight.T * (slopes[k][:, :, None] * slopes[k][:, None, :])
-            P.diagonal(dim1=-2, dim2=-1).add_(1)
-        V, u = last.weight, last(x[-1])
+            m = slopes[k] * (m @ layer.weight.T) - residuals[k] if k else -residuals[0]
+        u = self.layers[-1](x[-1])
         linear = self.loss.gradient(u, y) + self.loss.curvature(u, m @ V.T)
-        if V.shape[0] <= V.shape[1]:
-            system = self.loss.curvature(u, (V @ P @ V.T).expand(len(u), -1, -1)) / mu
-            system = system + torch.eye(V.shape[0], dtype=V.dtype, device=V.device)
-            e = -torch.linalg.solve(system, linear) @ V / mu
-        else:
-            Q = V.T @ self.loss.curvature(u, V.expand(len(u), -1, -1)) if self.loss.name != "squared" else V.T @ V
-            system = Q @ P + mu * torch.eye(V.shape[1], dtype=V.dtype, device=V.device)
-            e = -torch.linalg.solve(system.expand(len(u), -1, -1), linear @ V)
-        excess = [e]
+        parts = zip(*(part.split(SAMPLES) for part in (u, linear, *slopes)), strict=True)
+        excess = [torch.cat([self._excess(u, linear, slopes) for u, linear, *slopes in parts])]
         for k in range(len(hidden) - 1, 0, -1):
             excess.insert(0, (slopes[k] * excess[0]) @ hidden[k].weight)
         d = [excess[0] - residuals[0]]
@@ -181,16 +173,21 @@ class MAC(Lifted):
             d.append(slopes[k] * (d[-1] @ hidden[k].weight.T) - residuals[k] + excess[k])
         return d
 
-    def _solve(self, x: list[Tensor], y: Tensor) -> list[Tensor]:
-        """x_1 .. x_{n-1} of some samples after a Gauss-Newton step, halved for each sample until it does not rise."""
-        d = self._direction(x, y)
-
-        def value(size: Tensor) -> Tensor:
-            moved = [x[0], *(a + size[:, None] * b for a, b in zip(x[1:], d, strict=True))]
-            return self._energy(moved, y)
-
-        size = _halved(value, len(y), x[0])[:, None]
-        return [a + size * b for a, b in zip(x[1:], d, strict=True)]
+    def _excess(self, u: Tensor, linear: Tensor, slopes: list[Tensor]) -> Tensor:
+        """e_{n-1} of some samples: mu e + V^T H V P e = -V^T ``linear``, whose linear part is g + H V m."""
+        V, mu = self.layers[-1].weight, self.mu
+        first, *others = self.layers[:-1]
+        P = torch.eye(len(first.weight), dtype=V.dtype, device=V.device)
+        for layer, slope in zip(others, slopes[1:], strict=True):
+            P = layer.weight @ P @ layer.weight.T * slope[:, :, None]
+            P.mul_(slope[:, None, :]).diagonal(dim1=-2, dim2=-1).add_(1)
+        if V.shape[0] <= V.shape[1]:
+            system = self.loss.curvature(u, (V @ P @ V.T).expand(len(u), -1, -1)) / mu
+            system = system + torch.eye(V.shape[0], dtype=V.dtype, device=V.device)
+            return -torch.linalg.solve(system, linear) @ V / mu
+        Q = V.T @ self.loss.curvature(u, V.expand(len(u), -1, -1)) if self.loss.name != "squared" else V.T @ V
+        system = Q @ P + mu * torch.eye(V.shape[1], dtype=V.dtype, device=V.device)
+        return -torch.linalg.solve(system.expand(len(u), -1, -1), linear @ V)
 
     def _energy(self, x: list[Tensor], y: Tensor) -> Tensor:
         """The objective of each sample at x_0 .. x_{n-1}."""
@@ -225,6 +222,20 @@ def _units(x: Tensor, slope: Tensor, right: Tensor) -> Iterator[tuple[Tensor, Te
     """(slopes (samples, units), right sides (units, inputs)) of as many units as fit into memory."""
     count = max(1, ELEMENTS // x.numel())
     yield from zip(slope.split(count, 1), right.split(count), strict=True)
+
+
+def _iterated(x: Tensor, curved: Tensor, right: Tensor, damping: float, steps: int) -> Tensor:
+    """(x~^T diag(curved_d) x~ + damping)^-1 right_d for each unit d, nearly, by conjugate gradients.
+
+    The normal equations at a unit's mean curvature are its preconditioner: one inverse for all units, but for a factor.
+    """
+    z, square = augment(x), gram(x)
+    mean = curved.mean(0)[:, None].clamp(min=torch.finfo(x.dtype).tiny)
+    square.diagonal().add_(damping / float(mean.max()))
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(square)).to(x.dtype)
+    return conjugate_gradients(
+        lambda p: ((z @ p.T) * curved).T @ z + damping * p, right, steps, lambda r: r @ inverse / mean
+    )
 
 
 def _normal(x: Tensor, slope: Tensor, right: Tensor, damping: float) -> Tensor:
