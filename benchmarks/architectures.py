@@ -207,6 +207,9 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=21)
     parser.add_argument("--compiled", action="store_true", help="both sides through torch.compile")
     parser.add_argument("--again", action="store_true", help="measure what is in the JSON already")
+    parser.add_argument(
+        "--default-malloc", action="store_true", help="memory goes back to the system as it does by default"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent.parent / "results")
     options = parser.parse_args()
@@ -222,6 +225,7 @@ def main() -> None:
     processor = platform.processor() or platform.machine()
     processor = f"{processor}, {os.cpu_count()} cores" if device.type == "cpu" else torch.cuda.get_device_name(device)
     environment = {"device": processor, "torch": str(torch.__version__), "python": platform.python_version()}
+    environment["malloc"] = "default" if options.default_malloc or not paired.keep_freed_memory() else "keeps"
     options.results.mkdir(exist_ok=True)
     for name in chosen:
         key = f"{name} compiled" if options.compiled else name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import statistics
 import time
 from collections.abc import Callable
@@ -16,26 +17,41 @@ from torch import Tensor, nn
 from optnet.training.measuring import multiply_adds
 
 NOISE = 0.03
-"""How far the ratios of the two halves of a measurement may differ; the middle half may spread twice that."""
+"""How far the ratios of the two halves of a measurement may differ, and how wide the median's 95 % interval may be."""
+
+PATIENCE = 5
+"""A measurement that is noisy goes on to this many times its pairs; none is left out."""
 
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds (medians) of both sides; the pairs' ratios: median, that of each half, interquartile range."""
+    """Seconds (medians) of both sides; the pairs' ratios: median, that of each half, relative error of the median.
+
+    ``error`` is half its 95 % interval: 1.86 interquartile ranges over the root of the number of pairs.
+    """
 
     ours: float
     theirs: float
     ratio: float
     halves: tuple[float, float]
-    spread: float
+    error: float
     pairs: int
 
     @property
     def noisy(self) -> bool:
-        return abs(self.halves[0] / self.halves[1] - 1) > NOISE or self.spread > 2 * NOISE
+        return abs(self.halves[0] / self.halves[1] - 1) > NOISE or 2 * self.error > NOISE
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "noisy": self.noisy}
+
+
+def keep_freed_memory() -> bool:
+    """Whether glibc's malloc now keeps what is freed. By default it returns the top of the heap to the system again and
+    again: page faults, up to 10 % of a step, as the heap happens to lie.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    trim_threshold, mmap_threshold = -1, -3  # their numbers in malloc.h
+    return mallopt is not None and bool(mallopt(mmap_threshold, 2**25) and mallopt(trim_threshold, 2**31 - 1))
 
 
 def synchronise(device: torch.device) -> None:
@@ -56,15 +72,22 @@ def alternate(ours: Callable[[], Any], theirs: Callable[[], Any], pairs: int, de
     for job in (ours, theirs) * 2:
         job()
     spent: dict[Callable[[], Any], list[float]] = {ours: [], theirs: []}
-    for pair in range(pairs):
-        for job in (ours, theirs) if pair % 2 else (theirs, ours):
-            spent[job].append(seconds(job))
-    ratios = [a / b for a, b in zip(spent[ours], spent[theirs], strict=True)]
-    half = pairs // 2
+    while True:
+        for pair in range(pairs):
+            for job in (ours, theirs) if pair % 2 else (theirs, ours):
+                spent[job].append(seconds(job))
+        times = judge(spent[ours], spent[theirs])
+        if not times.noisy or times.pairs >= PATIENCE * pairs:
+            return times
+
+
+def judge(ours: list[float], theirs: list[float]) -> Times:
+    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+    half = len(ratios) // 2
     halves = (statistics.median(ratios[:half]), statistics.median(ratios[half:]))
-    medians = [statistics.median(times) for times in spent.values()]
     low, middle, high = statistics.quantiles(ratios, n=4)
-    return Times(medians[0], medians[1], middle, halves, (high - low) / middle, pairs)
+    error = 1.86 * (high - low) / middle / len(ratios) ** 0.5
+    return Times(statistics.median(ours), statistics.median(theirs), middle, halves, error, len(ratios))
 
 
 def autocast(device: torch.device) -> Any:
