@@ -230,7 +230,9 @@ def _iterated(x: Tensor, curved: Tensor, right: Tensor, damping: float, steps: i
     The normal equations at a unit's mean curvature are its preconditioner: one inverse for all units, but for a factor.
     """
     z, square = augment(x), gram(x)
-    mean = curved.mean(0)[:, None].clamp(min=torch.finfo(x.dtype).tiny)
+    mean = curved.mean(0)[:, None].clamp(
+        min=damping / len(x)
+    )  # of a unit that is all but dead damping is the curvature
     square.diagonal().add_(damping / float(mean.max()))
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(square)).to(x.dtype)
     return conjugate_gradients(
