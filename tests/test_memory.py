@@ -10,7 +10,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from optnet import create_model, find_algorithm, unroll
 from optnet.emitting import LayerFactory
-from optnet.layers.convolution import Conv2d
 from optnet.monitoring.depth import movements
 
 
@@ -125,41 +124,3 @@ def test_a_layer_that_does_not_say_that_its_output_is_fresh_keeps_it(coefficient
     network.train()(x)
     network.eval()(x)
     assert torch.equal(x, before)
-
-
-@pytest.mark.parametrize("scales", ["scale", "in_scale", "both"])
-def test_scaled_weights_are_made_again_with_every_derivative(scales, double):
-    conv = Conv2d(4, 6, 3, stride=2, padding=1, groups=2)
-    x = torch.randn(2, 4, 5, 5, requires_grad=True)
-    scale = torch.randn(6, requires_grad=True) if scales != "in_scale" else None
-    in_scale = torch.randn(1, 2, 1, 1, requires_grad=True) if scales != "scale" else None
-    given = [t for t in (x, scale, in_scale) if t is not None]
-
-    def function(x, *factors):
-        return conv(x, None, *factors) if scale is None else conv(x, *factors)
-
-    assert torch.autograd.gradcheck(function, given, check_forward_ad=True)
-    assert torch.autograd.gradgradcheck(function, given)
-    weight = conv.weight if in_scale is None else conv.weight * in_scale
-    bias = conv.bias
-    if scale is not None:
-        weight, bias = weight * scale[:, None, None, None], bias * scale
-    wanted = torch.nn.functional.conv2d(x, weight, bias, 2, 1, 1, 2)
-    assert torch.allclose(function(*given), wanted)
-    leaves = [*given, conv.weight, conv.bias]
-    pairs = (torch.autograd.grad(y.square().sum(), leaves) for y in (function(*given), wanted))
-    for found, right in zip(*pairs, strict=True):
-        assert torch.allclose(found, right)
-
-
-def test_scaled_weights_are_not_kept():
-    x = torch.randn(1, 64, 2, 2)
-    conv, alpha = Conv2d(64, 256, 1), nn.Parameter(torch.ones(64))
-    scaled = held(lambda x: conv(x, None, alpha.reshape(1, -1, 1, 1)), x)
-    kept = held(lambda x: conv._conv_forward(x, conv.weight * alpha.reshape(1, -1, 1, 1), conv.bias), x)
-    assert scaled < 0.1 * conv.weight.numel() * 4 < conv.weight.numel() * 4 <= kept
-    per_sample = torch.func.vmap(torch.func.grad(lambda a, x: conv(x, None, a).sum()), (None, 0))
-    assert per_sample(alpha.detach().reshape(1, -1, 1, 1), x[:, None]).shape == (1, 1, 64, 1, 1)
-    with torch.autocast("cpu", torch.bfloat16):
-        conv(x, None, alpha.reshape(1, -1, 1, 1)).float().sum().backward()
-    assert alpha.grad is not None and alpha.grad.dtype == torch.float32
