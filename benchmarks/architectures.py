@@ -139,7 +139,9 @@ def measure(row: Row, device: torch.device, threads: list[int], pairs: int, comp
 
 
 def show(results: dict[str, Any], console: Console) -> None:
-    machines = sorted({f"{row['device']}, torch {row['torch']}" for row in results["rows"].values()})
+    machines = sorted(
+        {f"{row['device']}, torch {row['torch']}, malloc {row['malloc']}" for row in results["rows"].values()}
+    )
     table = Table(title=f"ours / theirs, {' and '.join(machines)}; ! = over the aim, ~ = noisy")
     threads = sorted({key.split("/")[1] for row in results["rows"].values() for key in row if "/" in key}, key=int)
     timed = [f"{what}/{count}" for what in ("train", "inference") for count in threads]

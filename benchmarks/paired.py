@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -49,7 +50,7 @@ def keep_freed_memory() -> bool:
     """Whether glibc's malloc now keeps what is freed. By default it returns the top of the heap to the system again and
     again: page faults, up to 10 % of a step, as the heap happens to lie.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     trim_threshold, mmap_threshold = -1, -3  # their numbers in malloc.h
     return mallopt is not None and bool(mallopt(mmap_threshold, 2**25) and mallopt(trim_threshold, 2**31 - 1))
 

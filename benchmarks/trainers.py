@@ -157,14 +157,16 @@ MNIST = {
     "BCD hinge": Method(simple(lifted.BCD, lifted.BCDOptions(loss="hinge")), **RAW),
     "ADMM": Method(simple(lifted.ADMM, lifted.ADMMOptions(start="gaussian")), **RAW),
     "ADMM hinge": Method(simple(lifted.ADMM, lifted.ADMMOptions(start="gaussian", loss="hinge")), **RAW),
-    "MAC": Method(simple(lifted.MAC, lifted.MACOptions()), 0, MANY),
+    "MAC": Method(simple(lifted.MAC, lifted.MACOptions(cg=5)), 0, MANY),
     "L-BFGS": Method(lbfgs, 0, MANY),
 }
 USPS = {
     "SGD": Method(sgd(0.02), 20, MANY),
     "L-BFGS": Method(lbfgs, 0, MANY),
-    "MAC, mu x 10 after a gain < 5 %": Method(simple(lifted.MAC, lifted.MACOptions()), 0, MANY),
-    "MAC, mu x 1.5 after each sweep": Method(simple(lifted.MAC, lifted.MACOptions(growth=1.5, stall=1.0)), 0, MANY),
+    "MAC, mu x 10 after a gain < 5 %": Method(simple(lifted.MAC, lifted.MACOptions(cg=5)), 0, MANY),
+    "MAC, mu x 1.5 after each sweep": Method(
+        simple(lifted.MAC, lifted.MACOptions(cg=5, growth=1.5, stall=1.0)), 0, MANY
+    ),
 }
 METHODS = {"mnist-300": MNIST, "mnist-300-100": MNIST, "usps-autoencoder": USPS}
 

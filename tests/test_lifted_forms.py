@@ -126,22 +126,27 @@ def test_linear_algebra():
     assert torch.allclose(found, torch.linalg.solve(uneven, b), rtol=1e-6)
 
 
-@pytest.mark.parametrize("act, steps", [("identity", 1), ("sigmoid", 10), ("tanh", 20), ("relu", 30)])
-def test_macs_weights_by_conjugate_gradients_are_choleskys(act, steps):
-    """With a constant slope the preconditioner is the system itself: one step."""
+@pytest.mark.parametrize("act", ["identity", "sigmoid", "tanh", "relu"])
+def test_macs_weights_by_conjugate_gradients_come_near_choleskys(act):
+    """Three steps preconditioned against three plain ones, which batches take; with a constant slope one is exact."""
     images, labels = problem(60)
     images[..., -1] = 1e-3 * images[..., -1]  # badly scaled, like pixels that are almost always blank
-    moved = []
-    for cg in (steps, 0):
+
+    def moved(cg, full_batch=True):
         torch.manual_seed(1)
-        trainer = MAC(net(act), MACOptions(cg=cg))
+        trainer = MAC(net(act), MACOptions(cg=cg, full_batch=full_batch))
         blocks = lifted(trainer, images, labels)
         blocks.x[1] = blocks.x[1] + 0.1 * torch.randn_like(blocks.x[1])
         start = trainer.layers[0].joined
         with torch.no_grad():
             trainer._hidden(blocks, 0)
-        moved.append(trainer.layers[0].joined - start)
-    assert (moved[0] - moved[1]).norm() < 1e-5 * moved[1].norm()
+        return trainer.layers[0].joined - start
+
+    exact = moved(0)
+    near, plain, whole = ((moved(*how) - exact).norm() / exact.norm() for how in ((3,), (3, False), (30,)))
+    assert near < 0.3 * plain
+    assert whole < 1e-5
+    assert act != "identity" or (moved(1) - exact).norm() < 1e-9 * exact.norm()
 
 
 @pytest.mark.parametrize("name", SMOOTH)

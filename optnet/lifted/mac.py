@@ -32,7 +32,8 @@ class MACOptions(Options):
         mu: the penalty at the start; times ``growth`` after each sweep over all pictures that lowers the objective by
             less than the part ``stall``, up to ``mu_max``. In batches mu stays as it is.
         damping: added to the diagonal of the weights' normal equations, times the batch.
-        cg: preconditioned steps of conjugate gradients for each unit's normal equations; 0 solves them by Cholesky.
+        cg: steps of conjugate gradients for each unit's normal equations, preconditioned where all pictures are taken;
+            0 solves them by Cholesky.
         full_batch: all training pictures in each step, coordinates kept; else each batch starts from its forward pass.
     """
 
@@ -42,7 +43,7 @@ class MACOptions(Options):
     stall: float = number(0.05, 0, 1)
     mu_max: float = number(1e6, above=0)
     damping: float = number(1e-6, above=0)
-    cg: int = number(5, 0)
+    cg: int = number(10, 0)
     full_batch: bool = True
 
     def check(self) -> None:
@@ -105,7 +106,13 @@ class MAC(Lifted):
         slope = layer.activation.slope(u)
         right = (slope * (target - phi(u))).T @ x
         if self.options.cg:
-            step = _iterated(blocks.x[k], slope.square(), right, damping, self.options.cg)
+            curved = slope.square()
+            step = conjugate_gradients(
+                lambda p: ((x @ p.T) * curved).T @ x + damping * p,
+                right,
+                self.options.cg,
+                self._preconditioner(x, curved.mean(0), damping),
+            )
         else:
             step = torch.cat([_normal(x, part, rows, damping) for part, rows in _units(x, slope, right)])
         moved = x @ step.T
@@ -128,10 +135,26 @@ class MAC(Lifted):
             return (self.loss.curvature(u, z @ d.T).T @ z + damping * d).view(1, -1)
 
         right = -(self.loss.gradient(u, blocks.y).T @ z).view(1, -1)
-        step = conjugate_gradients(hessian, right, self.options.cg or 50).view_as(joined)
+        precondition = self._preconditioner(z, z.new_ones(len(joined)), damping)
+        step = conjugate_gradients(
+            hessian, right, self.options.cg or 50, lambda r: precondition(r.view_as(joined)).view(1, -1)
+        ).view_as(joined)
         moved = z @ step.T
         size = _halved(lambda size: self.loss(u + size * moved, blocks.y).sum()[None], 1, z)
         layer.set(joined + size * step)
+
+    def _preconditioner(self, z: Tensor, curvature: Tensor, damping: float) -> Callable[[Tensor], Tensor]:
+        """(curvature_d z^T z + damping)^-1 of each unit d, nearly: one inverse for all units, but for a factor.
+
+        Not in batches: there few plain steps regularise, where exact ones would fit each batch.
+        """
+        if not self.full_batch:
+            return lambda r: r
+        factor = curvature[:, None].clamp(min=damping / len(z))  # a unit that is all but dead has the damping's
+        square = gram(z[:, :-1])
+        square.diagonal().add_(damping / float(factor.max()))
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(square))
+        return lambda r: (r.double() @ inverse).to(r.dtype) / factor
 
     # coordinates
 
@@ -222,22 +245,6 @@ def _units(x: Tensor, slope: Tensor, right: Tensor) -> Iterator[tuple[Tensor, Te
     """(slopes (samples, units), right sides (units, inputs)) of as many units as fit into memory."""
     count = max(1, ELEMENTS // x.numel())
     yield from zip(slope.split(count, 1), right.split(count), strict=True)
-
-
-def _iterated(x: Tensor, curved: Tensor, right: Tensor, damping: float, steps: int) -> Tensor:
-    """(x~^T diag(curved_d) x~ + damping)^-1 right_d for each unit d, nearly, by conjugate gradients.
-
-    The normal equations at a unit's mean curvature are its preconditioner: one inverse for all units, but for a factor.
-    """
-    z, square = augment(x), gram(x)
-    mean = curved.mean(0)[:, None].clamp(
-        min=damping / len(x)
-    )  # of a unit that is all but dead damping is the curvature
-    square.diagonal().add_(damping / float(mean.max()))
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(square)).to(x.dtype)
-    return conjugate_gradients(
-        lambda p: ((z @ p.T) * curved).T @ z + damping * p, right, steps, lambda r: r @ inverse / mean
-    )
 
 
 def _normal(x: Tensor, slope: Tensor, right: Tensor, damping: float) -> Tensor:
