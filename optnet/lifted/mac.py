@@ -91,10 +91,11 @@ class MAC(Lifted):
 
     def _raise(self, blocks: Blocks) -> None:
         """mu grows when the last sweep, which began at the objective ``before``, has gained too little at this mu."""
-        stalled = float(self.objective(blocks)) > (1 - self.options.stall) * self.before
-        if stalled:
+        now = float(self.objective(blocks))
+        if now > (1 - self.options.stall) * self.before:
             self.mu = min(self.mu * self.options.growth, self.options.mu_max)
-        self.before = float(self.objective(blocks))
+            now = float(self.objective(blocks))
+        self.before = now
 
     # weights
 
@@ -111,7 +112,7 @@ class MAC(Lifted):
                 lambda p: ((x @ p.T) * curved).T @ x + damping * p,
                 right,
                 self.options.cg,
-                self._preconditioner(x, curved.mean(0), damping),
+                self._preconditioner(blocks.x[k], curved.mean(0)),
             )
         else:
             step = torch.cat([_normal(x, part, rows, damping) for part, rows in _units(x, slope, right)])
@@ -135,7 +136,7 @@ class MAC(Lifted):
             return (self.loss.curvature(u, z @ d.T).T @ z + damping * d).view(1, -1)
 
         right = -(self.loss.gradient(u, blocks.y).T @ z).view(1, -1)
-        precondition = self._preconditioner(z, z.new_ones(len(joined)), damping)
+        precondition = self._preconditioner(x, x.new_ones(len(joined)))
         step = conjugate_gradients(
             hessian, right, self.options.cg or 50, lambda r: precondition(r.view_as(joined)).view(1, -1)
         ).view_as(joined)
@@ -143,16 +144,16 @@ class MAC(Lifted):
         size = _halved(lambda size: self.loss(u + size * moved, blocks.y).sum()[None], 1, z)
         layer.set(joined + size * step)
 
-    def _preconditioner(self, z: Tensor, curvature: Tensor, damping: float) -> Callable[[Tensor], Tensor]:
-        """(curvature_d z^T z + damping)^-1 of each unit d, nearly: one inverse for all units, but for a factor.
+    def _preconditioner(self, x: Tensor, curvature: Tensor) -> Callable[[Tensor], Tensor]:
+        """(curvature_d x~^T x~ + damping)^-1 of each unit d, nearly: one inverse for all units, but for a factor.
 
         Not in batches: there few plain steps regularise, where exact ones would fit each batch.
         """
         if not self.full_batch:
             return lambda r: r
-        factor = curvature[:, None].clamp(min=damping / len(z))  # a unit that is all but dead has the damping's
-        square = gram(z[:, :-1])
-        square.diagonal().add_(damping / float(factor.max()))
+        factor = curvature[:, None].clamp(min=self.options.damping)  # a unit that is all but dead has the damping's
+        square = gram(x)
+        square.diagonal().add_(self.options.damping * len(x) / float(factor.max()))
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(square))
         return lambda r: (r.double() @ inverse).to(r.dtype) / factor
 
