@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from optnet.training.assess import prepare, run
-from optnet.training.command import run as command
-from optnet.training.config import Evaluate
+from optnet.app.compose import run as command
+from optnet.app.config import Evaluate
+from optnet.app.evaluate import prepare, run
 from optnet.training.distributed import processes
 
 if __name__ == "__main__":

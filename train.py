@@ -5,10 +5,10 @@ On several GPUs: torchrun --nproc-per-node 8 train.py ...
 
 from pathlib import Path
 
-from optnet.training.command import run
-from optnet.training.config import Train
+from optnet.app.compose import run
+from optnet.app.config import Train
+from optnet.app.launch import prepare, train
 from optnet.training.distributed import processes
-from optnet.training.launch import prepare, train
 
 if __name__ == "__main__":
     with processes():

@@ -33,7 +33,7 @@ CIFAR, LARGE = (16, 32, 64), (64, 128, 256, 512)
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison: two builders, the pictures (batch, channels, height, width), and the aims by figure."""
+    """One comparison: two builders, the images (batch, channels, height, width), and the aims by figure."""
 
     ours: Builder
     theirs: Builder
@@ -81,7 +81,7 @@ def momentumnet(use_backprop: bool, steps: int = 12, width: int = 16) -> Builder
 SMALL, MIDDLE = (32, 3, 32, 32), (8, 3, 96, 96)
 FIXED = {"train": 1.03, "saved_bytes": 1.04}
 LEARNABLE = {"train": 1.12, "saved_bytes": 1.04}
-SKIPS = {"algorithm_kwargs": {"skips": True}}
+SKIPS = {"constants": {"skips": True}}
 CHECKPOINT = {"memory": "checkpoint"}
 ROWS: dict[str, Row] = {
     "HB-20 fixed": Row(ours("hbnet20_cifar", coefficients="fixed"), resnet(3), SMALL, FIXED),
@@ -194,8 +194,8 @@ def draw(results: dict[str, Any], file: Path) -> None:
                 label = f"HB-Net, memory={memory}" if side == "ours" else "ResNet"
                 values = [value(side, row) / n for (_, row), n in zip(found, images, strict=True)]
                 axis.plot(depths, values, "o-" if side == "ours" else "s--", label=label)
-    axes[1].set(xlabel="depth", ylabel=f"milliseconds a picture and training step, {threads[0]} thread(s)")
-    axes[2].set(xlabel="depth", ylabel="MiB held for backward, a picture")
+    axes[1].set(xlabel="depth", ylabel=f"milliseconds a image and training step, {threads[0]} thread(s)")
+    axes[2].set(xlabel="depth", ylabel="MiB held for backward, a image")
     for axis in axes[1:]:
         axis.legend()
         axis.set_ylim(bottom=0)

@@ -26,17 +26,17 @@ from torchvision import datasets
 
 import optnet
 from optnet import lifted
+from optnet.app import setup
+from optnet.app.config import Optim, Schedule
 from optnet.lifted.losses import LOSSES
-from optnet.training import setup
-from optnet.training.config import Optim, Schedule
 
 
 @dataclass(frozen=True)
 class Task:
-    """A net, its pictures (samples, pixels) and targets, and how it is scored.
+    """A net, its images (samples, pixels) and targets, and how it is scored.
 
     Attributes:
-        score: what of (network, pictures, targets), and its unit.
+        score: what of (network, images, targets), and its unit.
         limit: seconds of training at most.
     """
 
@@ -75,7 +75,7 @@ Builder = Callable[[nn.Module, int], Any]
 
 @dataclass(frozen=True)
 class Method:
-    """How a trainer is built from (model, steps); the batch (0: all pictures) and the epochs at most.
+    """How a trainer is built from (model, steps); the batch (0: all images) and the epochs at most.
 
     Attributes:
         raw: pixels in [0, 1] instead of normalised ones. ``std``: of normal weights at the start, biases 0.1, as in the
@@ -90,7 +90,7 @@ class Method:
 
 
 def mnist() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """All 60,000 training pictures and the 10,000 test pictures, in [0, 1]."""
+    """All 60,000 training images and the 10,000 test images, in [0, 1]."""
     root = os.environ.get("OPTNET_DATA", "data")
     parts = [datasets.MNIST(root, train=train) for train in (True, False)]
     train, test = ((part.data.flatten(1).float() / 255, part.targets) for part in parts)
@@ -98,7 +98,7 @@ def mnist() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def usps() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The first 5,000 training pictures and the 2,291 others, in [0, 1], each its own target."""
+    """The first 5,000 training images and the 2,291 others, in [0, 1], each its own target."""
     made = datasets.USPS(Path(os.environ.get("OPTNET_DATA", "data")) / "USPS", train=True)
     images = torch.from_numpy(made.data).flatten(1).float() / 255
     return images[:5000], images[:5000], images[5000:], images[5000:]
@@ -115,7 +115,7 @@ def reconstruction(model: nn.Module, images: Tensor, targets: Tensor) -> float:
 TASKS = {
     "mnist-300": Task((300,), "relu", mnist, errors, "test error, %", 60),
     "mnist-300-100": Task((300, 100), "relu", mnist, errors, "test error, %", 60),
-    "usps-autoencoder": Task((101,) * 5, "sigmoid", usps, reconstruction, "squared error of a new picture", 60),
+    "usps-autoencoder": Task((101,) * 5, "sigmoid", usps, reconstruction, "squared error of a new image", 60),
 }
 
 
@@ -197,8 +197,8 @@ def batches(x: Tensor, y: Tensor, size: int, epoch: int, seed: int) -> Iterator[
 
 
 def train(task: Task, method: Method, seed: int) -> dict[str, Any]:
-    """One run. A row of its curve: (seconds of training; epochs, sweeps over all pictures, or L-BFGS's evaluations;
-    score on new pictures, on old ones; MAC's mu). Rows closer than 3 % of the seconds are left out.
+    """One run. A row of its curve: (seconds of training; epochs, sweeps over all images, or L-BFGS's evaluations;
+    score on new images, on old ones; MAC's mu). Rows closer than 3 % of the seconds are left out.
     """
     model, (x, y, new_x, new_y) = prepared(task, method, seed)
     steps = method.epochs * (-(-len(x) // method.batch) if method.batch else 1)

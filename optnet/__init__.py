@@ -1,8 +1,6 @@
 """optnet turns an optimization algorithm into a neural network."""
 
-from optnet import analysis, convert, objectives
-from optnet.algorithms import find_algorithm, list_algorithms
-from optnet.emitting import Call, LayerFactory
+from optnet import algorithms, analysis
 from optnet.errors import (
     AlgorithmError,
     CheckpointError,
@@ -15,14 +13,27 @@ from optnet.errors import (
     ShapeError,
     TraceError,
 )
-from optnet.mlp import MLP
-from optnet.network import Network
-from optnet.program import Apply, Combine, Program
-from optnet.symbols import Iterate, Operator, identity
-from optnet.tracing import Algorithm, algorithm, trace
-from optnet.unroll import Coefficient, Unrolled, coefficients, unroll
+from optnet.language import (
+    Algorithm,
+    Apply,
+    Combine,
+    Iterate,
+    NetworkDefaults,
+    Operator,
+    Program,
+    algorithm,
+    find_algorithm,
+    identity,
+    list_algorithms,
+    trace,
+)
+from optnet.networks import convert, objectives
+from optnet.networks.emitting import Call, LayerFactory
+from optnet.networks.mlp import MLP
+from optnet.networks.network import Network
+from optnet.networks.unrolled import Coefficient, Unrolled, coefficients, unroll
+from optnet.networks.zoo import create_model, freeze_all_but_coefficients, list_models
 from optnet.version import __version__
-from optnet.zoo import create_model, freeze_all_but_coefficients, list_models
 
 __all__ = [
     "MLP",
@@ -39,6 +50,7 @@ __all__ = [
     "LayerFactory",
     "ModelError",
     "Network",
+    "NetworkDefaults",
     "Operator",
     "OperatorError",
     "Program",
@@ -49,6 +61,7 @@ __all__ = [
     "Unrolled",
     "__version__",
     "algorithm",
+    "algorithms",
     "analysis",
     "coefficients",
     "convert",

@@ -11,12 +11,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from optnet import analysis, signal
-from optnet.algorithms import find_algorithm, list_algorithms
+from optnet import analysis
 from optnet.errors import ConfigError, RequestError
-from optnet.initialisation import SCHEMES
-from optnet.tracing import Algorithm, trace
-from optnet.zoo import list_models
+from optnet.language.declaration import Algorithm
+from optnet.language.lookup import find_algorithm, list_algorithms
+from optnet.language.tracing import trace
+from optnet.networks import signal
+from optnet.networks.initialisation import SCHEMES
+from optnet.networks.zoo import list_models
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -48,8 +50,8 @@ def _parser() -> argparse.ArgumentParser:
     signals.add_argument("model", help="one of ours or any of timm's")
     signals.add_argument("options", nargs="*", help="the model's, key=value, like norm=none blocks=[18,18,18]")
     signals.add_argument("--init", default="default", help=", ".join(SCHEMES))
-    signals.add_argument("--batch", type=int, default=16, help="pictures of noise")
-    signals.add_argument("--size", type=int, help="of the pictures; by default the model's, at most 64")
+    signals.add_argument("--batch", type=int, default=16, help="images of noise")
+    signals.add_argument("--size", type=int, help="of the images; by default the model's, at most 64")
     signals.add_argument("--seed", type=int, default=0)
     signals.add_argument("--png", help="by default signal-MODEL-SCHEME.png")
     for command in (show, analyse):
@@ -131,7 +133,7 @@ def _worst_case(method: Algorithm, mu: float, L: float, steps: int, constants: d
     theorem = method.theorem
     metric, initial = (theorem.metric, theorem.initial) if theorem else ("gap", "distance")
     mu = 0.0 if theorem and theorem.functions == "convex" else mu
-    value = analysis.worst_case(method, mu, L, steps, metric=metric, initial=initial, **constants)
+    value = analysis.worst_case(method, mu, L, steps, metric=metric, initial=initial, constants=constants)
     functions = f"{mu:g}-strongly convex" if mu else "convex"
     return f"{analysis.METRICS[metric]} <= {value:.6g} {analysis.INITIAL[initial]} over all {L:g}-smooth {functions} f"
 
@@ -148,7 +150,7 @@ def _signal(console: Console, options: argparse.Namespace) -> None:
         size=options.size, seed=options.seed,
     )  # fmt: skip
     title = " ".join([options.model, *options.options, f"--init {options.init}"])
-    table = Table(title=f"{title}, pictures of {shape}")
+    table = Table(title=f"{title}, images of {shape}")
     for column in ("depth", "input of", "activation (rms)", "gradient (relative)"):
         table.add_column(column, justify="right")
     for depth, point in enumerate(points, 1):

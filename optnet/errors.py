@@ -1,4 +1,4 @@
-"""Every error that means "the request was wrong". One line each, saying what to do; the command line exits with 2."""
+"""Every error that means "the request was wrong", and the one line that is made of anybody else's error."""
 
 
 class RequestError(ValueError):
@@ -39,3 +39,15 @@ class DataError(RequestError):
 
 class CheckpointError(RequestError):
     """A checkpoint is missing, truncated, or not one of ours."""
+
+
+def reason(error: BaseException, most: int = 300) -> str:
+    """An error of somebody else's code in one sentence: the first line of its message, or its name if it has none.
+
+    Torch, timm, Hydra, Pillow and everybody's models raise what they like: several lines, or nothing at all
+    (``assert x``). Control characters, which a stranger's file may hold, are shown as escapes.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    line = lines[0] if lines else type(error).__name__
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    return line if len(line) <= most else f"{line[:most]}..."

@@ -1,32 +1,97 @@
-"""Keys of a configuration with their ranges and choices, and their check. Knows no key by name."""
+"""Options: each is declared once, as a field of a dataclass with its default, its range and a sentence about it.
+
+Signature checks, the command line, ``--help`` and messages all read the declaration. Knows no option by name.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import MISSING, field, fields, is_dataclass
+from collections.abc import Iterator
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from typing import Any
 
-from optnet.errors import ConfigError
+from optnet.errors import ConfigError, RequestError
 
 
 def number(
-    default: Any, low: float = -math.inf, high: float = math.inf, *, above: float | None = None, example: Any = None
+    default: Any,
+    low: float = -math.inf,
+    high: float = math.inf,
+    *,
+    above: float | None = None,
+    example: Any = None,
+    help: str = "",
 ) -> Any:
-    """A number in [low, high], or (above, high]; ``example`` is a valid one where there is no default."""
-    return field(default=default, metadata={"low": low, "high": high, "above": above, "example": example})
+    """A number in [low, high], or in (above, high]; ``example`` is a valid one where the default is None."""
+    limits = {"low": low, "high": high, "above": above, "example": example, "help": help}
+    return field(default=default, metadata=limits)
 
 
-def choice(default: str | None, *options: str) -> Any:
-    return field(default=default, metadata={"options": options})
+def choice(default: str | None, *options: str, help: str = "") -> Any:
+    """One of several words."""
+    return field(default=default, metadata={"options": options, "help": help})
+
+
+def option(default: Any = MISSING, *, factory: Any = MISSING, example: Any = None, help: str = "") -> Any:
+    """Any other value: a truth value, a text, a list, a table."""
+    return field(default=default, default_factory=factory, metadata={"example": example, "help": help})
+
+
+@dataclass(frozen=True)
+class Described:
+    """An option as people read it: its dotted name, default, range and sentence."""
+
+    name: str
+    default: str
+    range: str
+    help: str
+
+
+def describe(config: Any, prefix: str = "") -> Iterator[Described]:
+    """Every option of a configuration, those of the dataclasses inside it too."""
+    for key in fields(config):
+        value, name, limits = getattr(config, key.name), f"{prefix}{key.name}", key.metadata
+        if is_dataclass(value):
+            yield from describe(value, f"{name}.")
+        else:
+            yield Described(name, _written(value), _range(key), limits.get("help", ""))
+
+
+def _written(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _range(key: Field[Any]) -> str:
+    limits = key.metadata
+    if "options" in limits:
+        return ", ".join(limits["options"])
+    if "low" in limits:
+        return _interval(limits)
+    return "true, false" if _kind(key) == "bool" else ""
+
+
+def _interval(limits: Any) -> str:
+    low, high, above = limits["low"], limits["high"], limits["above"]
+    lower = f"greater than {above:g}" if above is not None else f"at least {low:g}" if low > -math.inf else ""
+    upper = f"at most {high:g}" if high < math.inf else ""
+    return " and ".join(filter(None, (lower, upper)))
+
+
+def _kind(key: Field[Any]) -> str:
+    """The declared type, without ``| None``."""
+    kind = key.type if isinstance(key.type, str) else getattr(key.type, "__name__", "")
+    return kind.removesuffix(" | None")
 
 
 def example(config: Any, key: str) -> Any:
-    """A valid value of a dotted key of ``config``: its example, its value now, its first choice or its lowest value."""
+    """A valid value of a dotted key of ``config``: its example, its default, its first choice or its lowest value."""
     *path, name = key.partition("[")[0].split(".")
     for part in path:
         config = getattr(config, part)
-    limits = type(config).__dataclass_fields__[name].metadata
-    default = type(config).__dataclass_fields__[name].default
+    declared = type(config).__dataclass_fields__[name]
+    limits, default = declared.metadata, declared.default
     known = (
         limits.get("example"),
         None if default is MISSING else default,
@@ -36,24 +101,31 @@ def example(config: Any, key: str) -> Any:
     return next((value for value in known if value is not None), "null" if default is None else getattr(config, name))
 
 
-def check(config: Any, prefix: str = "") -> None:
-    """Compares every value with its key's range and choices, and asks a class that has a ``check`` of its own.
+def check(config: Any, prefix: str = "", error: type[RequestError] = ConfigError) -> None:
+    """Compares every value with its option's type, range and choices, and asks a class that has a ``check`` of its own.
 
     Raises:
-        ConfigError: with the key, the bad value and valid ones.
+        ConfigError: (or ``error``) with the option, the bad value and valid ones.
     """
     if hasattr(config, "check"):
         config.check()
     for key in fields(config):
         value, name, limits = getattr(config, key.name), f"{prefix}{key.name}", key.metadata
         if is_dataclass(value):
-            check(value, f"{name}.")
-        elif value is not None and "options" in limits and value not in limits["options"]:
-            raise ConfigError(f"{name}={value} is unknown; it is one of {', '.join(limits['options'])}")
-        elif value is not None and "low" in limits:
+            check(value, f"{name}.", error)
+        elif value is None:
+            if key.default is not None and key.default is not MISSING:
+                raise error(f"{name} is null; give a value like {example(config, key.name)}")
+        elif "options" in limits and value not in limits["options"]:
+            raise error(f"{name}={value} is unknown; it is one of {', '.join(limits['options'])}")
+        elif _kind(key) == "bool" and type(value) is not bool:
+            raise error(f"{name}={value!r} must be true or false")
+        elif "low" in limits:
             low, high, above = limits["low"], limits["high"], limits["above"]
+            number_like = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not number_like or (_kind(key) == "int" and type(value) is not int):
+                kind = "a whole number" if _kind(key) == "int" else "a number"
+                raise error(f"{name}={value!r} must be {kind}, like {example(config, key.name)}")
             if not math.isfinite(value) or not low <= value <= high or (above is not None and value <= above):
-                lower = f"greater than {above:g}" if above is not None else f"at least {low:g}"
-                upper = f" and at most {high:g}" if high < math.inf else ""
-                like = example(config, key.name)
-                raise ConfigError(f"{name}={value} is out of range; it must be {lower}{upper}, like {like}")
+                must = _interval(limits) or "finite"
+                raise error(f"{name}={value} is out of range; it must be {must}, like {example(config, key.name)}")

@@ -14,7 +14,7 @@ from optnet.lifted import (
     MACOptions,
 )  # fmt: skip
 from optnet.lifted.losses import LOSSES
-from optnet.objectives import ACTIVATIONS, activation
+from optnet.networks.objectives import ACTIVATIONS, activation
 
 MONOTONE = [name for name in ACTIVATIONS if activation(name).monotone]
 SMOOTH = [name for name in LOSSES if name != "hinge"]

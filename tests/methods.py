@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from optnet import Algorithm, Iterate, Operator, find_algorithm, identity, list_algorithms
-from optnet.tracing import as_algorithm
+from optnet.language.declaration import as_algorithm
 
 
 def relaxed_splitting(G: Operator, P: Operator, x: Iterate, steps: int, *, relax: float = 0.7) -> Iterate:

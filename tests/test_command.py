@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from test_data import class_folder
 
-from optnet.training import assess, run
-from optnet.training.command import run as command
-from optnet.training.config import Evaluate, Train
+from optnet.app import evaluate as assess
+from optnet.app.compose import run as command
+from optnet.app.config import Evaluate, Train
+from optnet.training import run
 
 ROOT = Path(__file__).parent.parent
 MINE = """
@@ -110,8 +111,8 @@ def test_own_algorithms_by_file_path_and_sweep(tmp_path, monkeypatch):
 
 def test_class_folder_and_timm_model(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    class_folder(tmp_path / "pictures", count=20)
-    data = ("data=folder", "data.root=pictures", "data.size=32", "data.workers=0", "batch_size=8")
+    class_folder(tmp_path / "images", count=20)
+    data = ("data=folder", "data.root=images", "data.size=32", "data.workers=0", "batch_size=8")
     assert call(monkeypatch, "train", *data, "epochs=2", "device=cpu", "model=resnet10t") == 0
     (folder,) = tmp_path.glob("runs/resnet10t-folder/*")
     assert "2 classes" in capsys.readouterr().out

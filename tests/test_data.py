@@ -16,7 +16,7 @@ from torchvision import transforms
 
 from optnet import DataError
 from optnet.data import load
-from optnet.data.folders import extensions, picture
+from optnet.data.folders import extensions, read_image
 from optnet.data.loading import FileLoader, TensorLoader, flip, pad_crop
 
 CPU = torch.device("cpu")
@@ -59,7 +59,7 @@ def test_batches_depend_on_seed_epoch_and_number_alone():
     assert torch.equal(labels.bincount(), data.train.labels.bincount())
 
 
-def test_pad_crop_and_flip_move_every_picture_on_its_own():
+def test_pad_crop_and_flip_move_every_image_on_its_own():
     images = torch.arange(2000 * 25).view(2000, 1, 5, 5).float() + 1
     cropped = pad_crop(images, 1, torch.Generator().manual_seed(0))
     padded = torch.nn.functional.pad(images, (1, 1, 1, 1))
@@ -72,7 +72,7 @@ def test_pad_crop_and_flip_move_every_picture_on_its_own():
     assert 900 < mirrored < 1100
 
 
-def test_eight_bit_pictures_are_normalised():
+def test_eight_bit_images_are_normalised():
     images = torch.full((3, 1, 4, 4), 255, dtype=torch.uint8)
     loader = TensorLoader(images, torch.zeros(3).long(), 2, mean=(0.5,), std=(0.25,), device=CPU)
     assert len(loader) == 2 and (pixels(loader) == 2).all()
@@ -165,15 +165,15 @@ def test_torchvisions_layouts(tmp_path, name, write, shape, classes):
 
 
 @pytest.mark.parametrize("classes, size, images", [(10, 32, 100), (100, 16, 150), (1000, 64, 40)])
-def test_synthetic_pictures(classes, size, images):
+def test_synthetic_images(classes, size, images):
     one, two = (load("synthetic", "", classes=classes, size=size, images=images, seed=seed) for seed in (0, 1))
     assert one.shape == (3, size, size) and len(one.classes) == classes
     assert len(one.train) + len(one.validation) + len(one.test) == images
     assert torch.equal(one.test.images, two.test.images)
     assert not torch.equal(one.validation.images, two.validation.images)
-    pictures = one.train.images.flatten(1).float()
-    distances = torch.cdist(pictures, pictures).fill_diagonal_(float("inf"))
-    if classes == 10:  # the nearest other picture is one of the same class
+    images = one.train.images.flatten(1).float()
+    distances = torch.cdist(images, images).fill_diagonal_(float("inf"))
+    if classes == 10:  # the nearest other image is one of the same class
         assert torch.equal(one.train.labels[distances.argmin(1)], one.train.labels)
 
 
@@ -185,7 +185,7 @@ def test_a_limited_data_set():
 
 def test_what_is_printed_at_the_start():
     assert str(load("digits", "")) == (
-        "digits: 1,293 train, 144 validation, 360 test pictures of 1x8x8, 10 classes (0, 1, 2, 3, 4, 5, 6, 7, 8, 9)"
+        "digits: 1,293 train, 144 validation, 360 test images of 1x8x8, 10 classes (0, 1, 2, 3, 4, 5, 6, 7, 8, 9)"
     )
     assert str(load("synthetic", "", classes=50)).endswith("50 classes (0, 1, 2, ..., 49)")
 
@@ -245,15 +245,15 @@ WRITTEN = "jpg JPEG jfif png apng gif webp bmp dib tif tiff ppm pgm pnm jp2 tga 
 
 
 def test_every_format_that_pillow_opens(tmp_path):
-    """As many pictures are read as there are files; what is no picture by its name is none."""
+    """As many images are read as there are files; what is no image by its name is none."""
     (tmp_path / "cat").mkdir()
     grey = Image.fromarray(np.full((16, 16), 200, dtype=np.uint8))
     written = [kind for kind in WRITTEN.split() if f".{kind.lower()}" in extensions()]
     assert len(written) >= 15
     for kind in written:
-        (grey if kind == "pgm" else grey.convert("RGB")).save(tmp_path / "cat" / f"picture.{kind}")
-    for name in ("notes.txt", "labels.json", "._picture.jpg"):
-        (tmp_path / "cat" / name).write_text("no picture")
+        (grey if kind == "pgm" else grey.convert("RGB")).save(tmp_path / "cat" / f"image.{kind}")
+    for name in ("notes.txt", "labels.json", "._image.jpg"):
+        (tmp_path / "cat" / name).write_text("no image")
     data = load("folder", str(tmp_path), size=16)
     parts = data.train, data.validation, data.test
     assert sum(map(len, parts)) == len(written)
@@ -266,7 +266,7 @@ def test_every_format_that_pillow_opens(tmp_path):
 def test_sixteen_bits_of_grey_are_scaled(tmp_path, kind):
     values = np.linspace(0, 2**16 - 1, 256).astype(np.uint16).reshape(16, 16)
     Image.fromarray(values).save(tmp_path / f"a.{kind}")
-    read = np.asarray(picture(str(tmp_path / f"a.{kind}")))
+    read = np.asarray(read_image(str(tmp_path / f"a.{kind}")))
     assert read.shape == (16, 16, 3) and (read == (values >> 8)[..., None]).all()
 
 
@@ -276,7 +276,7 @@ def test_palettes_with_transparency(tmp_path, kind):
     drawn = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16) % 4, mode="P")
     drawn.putpalette([10, 20, 30, 200, 0, 0, 0, 200, 0, 0, 0, 200])
     drawn.save(tmp_path / f"a.{kind}", transparency=bytes([0, 128, 255, 255]) if kind == "png" else 1)
-    read = np.asarray(picture(str(tmp_path / f"a.{kind}")))
+    read = np.asarray(read_image(str(tmp_path / f"a.{kind}")))
     assert read[0, :4].tolist() == [[10, 20, 30], [200, 0, 0], [0, 200, 0], [0, 0, 200]]
 
 
@@ -302,7 +302,7 @@ def test_bad_data(tmp_path):
 
 
 @real
-def test_imagenets_pictures():
+def test_imagenets_images():
     data = load("imagenet", os.path.join(os.environ["OPTNET_DATA"], "imagenet-sample", "val"), size=224, crop=0.875)
     assert len(data.classes) == 1000 and data.classes[1] == "n01443537" and data.shape == (3, 224, 224)
     images, _ = next(data.loader("test", 4, device=CPU).batches())
@@ -336,7 +336,7 @@ def test_a_wrong_checksum_is_refused():
 
 
 class OneByOne(torch.utils.data.Dataset):
-    """CIFAR-10's pictures one by one, as torchvision's data set gives them out."""
+    """CIFAR-10's images one by one, as torchvision's data set gives them out."""
 
     def __init__(self, images, labels):
         self.images, self.labels = images.permute(0, 2, 3, 1).numpy(), labels
@@ -349,7 +349,7 @@ class OneByOne(torch.utils.data.Dataset):
 
 
 def per_image(images, labels, batch_size, padding, **options):
-    """The usual way: each picture is padded, cropped, mirrored and normalised on its own."""
+    """The usual way: each image is padded, cropped, mirrored and normalised on its own."""
     steps = [
         transforms.RandomCrop(images.shape[-1], padding=padding), transforms.RandomHorizontalFlip(),
         transforms.ToTensor(), transforms.Normalize((0.5,), (0.25,)),
@@ -359,16 +359,16 @@ def per_image(images, labels, batch_size, padding, **options):
     )
 
 
-def test_pictures_on_the_device_are_augmented_as_one_by_one():
-    """Every picture's place and mirror image are equally likely, and independent of other pictures', both ways."""
+def test_images_on_the_device_are_augmented_as_one_by_one():
+    """Every image's place and mirror image are equally likely, and independent of other images', both ways."""
     images = (torch.arange(16).view(1, 1, 4, 4) * 10 + 1).byte().repeat(600, 1, 1, 1)
     labels = torch.zeros(600, dtype=torch.long)
     options = {"mean": (0.5,), "std": (0.25,), "device": CPU, "shuffle": True, "padding": 1, "mirror": True}
     ways = TensorLoader(images, labels, 100, **options), per_image(images, labels, 100, 1)
     seen = []
     for loader in ways:
-        pictures = torch.cat([pixels(loader, epoch=epoch) for epoch in range(3)]).flatten(1)
-        kinds, which = pictures.unique(dim=0, return_inverse=True)
+        images = torch.cat([pixels(loader, epoch=epoch) for epoch in range(3)]).flatten(1)
+        kinds, which = images.unique(dim=0, return_inverse=True)
         assert len(kinds) == 18  # 3 x 3 places, mirrored or not
         counts = which.bincount().double()
         assert float(((counts - 100) ** 2 / 100).sum()) < 40.8  # chi-squared of 17 degrees, 0.1 %

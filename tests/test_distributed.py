@@ -15,9 +15,10 @@ from test_training import metrics, only_run, weights
 
 import optnet
 from optnet import ConfigError
+from optnet.app import launch, trainers
+from optnet.app.config import Distributed, Train
 from optnet.data import load
-from optnet.training import distributed, launch, trainers
-from optnet.training.config import Distributed, Train
+from optnet.training import distributed
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
@@ -91,7 +92,7 @@ def test_the_shares_of_files(tmp_path):
 
 
 def test_a_share_is_never_too_small_for_batch_norm():
-    data = load("digits", "")  # 1,293 training pictures
+    data = load("digits", "")  # 1,293 training images
     for world in (1, 2, 4):
         for batch_size in (8, 13, 17, 19, 34, 38, 64, 129, 323, 646, 1292):
             loader = data.loader("train", batch_size, device=CPU, training=True)
@@ -119,7 +120,7 @@ def test_alone_nothing_happens():
 
 @pytest.mark.parametrize("more", ["", pytest.param("trainer.accumulate=3", marks=pytest.mark.slow)])
 def test_two_processes_train_and_score_as_one(tmp_path, more):
-    """1,294 training pictures in batches of 64, 143 for validation, 360 for the test: shares of unequal size."""
+    """1,294 training images in batches of 64, 143 for validation, 360 for the test: shares of unequal size."""
     options = ["data.validation=0.0995", *GROUPED, *more.split()]
     started = [start(tmp_path / "one", ROOT / "train.py", *options), start(tmp_path / "two", *torchrun(), *options)]
     for process in started:
@@ -212,16 +213,16 @@ def test_processes_of_its_own_are_interrupted_and_go_on_as_many(tmp_path, number
 
 
 @pytest.mark.slow
-def test_a_damaged_picture_is_named_whoever_reads_it(tmp_path):
+def test_a_damaged_image_is_named_whoever_reads_it(tmp_path):
     """In training by the process that has it, in scoring by all; the other one says that its fellow is gone."""
-    pictures = tmp_path / "pictures"
-    class_folder(pictures / "train", count=20)
-    class_folder(pictures / "test", count=10)
-    data = ["data=folder", f"data.root={pictures}", "data.size=16", "data.workers=0", "batch_size=8"]
+    images = tmp_path / "images"
+    class_folder(images / "train", count=20)
+    class_folder(images / "test", count=10)
+    data = ["data=folder", f"data.root={images}", "data.size=16", "data.workers=0", "batch_size=8"]
     finished(start(tmp_path / "good", *torchrun(), *SMALL, *data, "epochs=1"))
     (best,) = tmp_path.glob("good/runs/*/*/checkpoints/best.pt")
     for split in ("test", "train"):
-        for file in sorted((pictures / split).rglob("*.jpg")):  # each process has some of them
+        for file in sorted((images / split).rglob("*.jpg")):  # each process has some of them
             file.write_bytes(file.read_bytes()[:60])
         if split == "test":
             arguments = [ROOT / "evaluate.py", f"checkpoint={best}", "device=cpu"]

@@ -18,11 +18,12 @@ from torch.optim.swa_utils import update_bn
 
 import optnet
 from optnet import ConfigError
+from optnet.app import setup, trainers
+from optnet.app.config import SCHEDULES, Backprop, Data, Model, Optim, Schedule, Train
 from optnet.data import TensorLoader
-from optnet.training import run, setup, trainers
+from optnet.training import run
 from optnet.training.averaging import Recalibration, average
 from optnet.training.backprop import Backpropagation
-from optnet.training.config import SCHEDULES, Backprop, Data, Model, Optim, Schedule, Train
 from optnet.training.course import Course
 from optnet.training.loop import Progress
 from optnet.training.mixing import Mixing
@@ -95,7 +96,7 @@ def test_accumulation_is_the_whole_batchs_step(parts):
 
 
 @pytest.mark.parametrize(("count", "parts", "sizes"), [(64, 2, [32, 32]), (7, 4, [3, 2, 2]), (3, 2, [3]), (1, 2, [1])])
-def test_parts_are_even_and_never_of_one_picture(count, parts, sizes):
+def test_parts_are_even_and_never_of_one_image(count, parts, sizes):
     trainer, seen = linear(parts=parts), []
     trainer.network.register_forward_pre_hook(lambda module, arguments: seen.append(len(arguments[0])))
     trainer.step(*points(count))
@@ -196,11 +197,11 @@ def test_mixing():
         assert torch.equal(mixed, again) and not torch.equal(mixed, other) and torch.equal(images, kept)
         assert mixed.shape == images.shape and target.shape == (7, 10)
         torch.testing.assert_close(target.sum(1), torch.ones(7))
-        share = target[torch.arange(7), labels]  # of a picture's own label; the rest is its partner's
+        share = target[torch.arange(7), labels]  # of a image's own label; the rest is its partner's
         partner = torch.tensor([6, 6, 5, 4, 3, 2, 1])
         assert (share < 1).all()
         torch.testing.assert_close(target[torch.arange(7), labels[partner]], 1 - share)
-        if options["mixup"]:  # pictures are mixed as their labels are
+        if options["mixup"]:  # images are mixed as their labels are
             part = share[:, None, None, None]
             torch.testing.assert_close(mixed, part * images + (1 - part) * images[partner], atol=1e-6, rtol=0)
     assert all(np.array_equal(a, b) for a, b in zip(state, np.random.get_state(), strict=True))

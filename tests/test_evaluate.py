@@ -17,9 +17,10 @@ from test_training import config, only_run
 from timm.data import create_dataset, create_loader, resolve_data_config
 
 from optnet import CheckpointError, ConfigError, DataError
+from optnet.app import evaluate as assess
+from optnet.app.config import Data, Evaluate
 from optnet.data import load
-from optnet.training import assess, checkpoint, run
-from optnet.training.config import Data, Evaluate
+from optnet.training import checkpoint, run
 from optnet.training.scoring import evaluate
 
 CPU = torch.device("cpu")
@@ -78,7 +79,7 @@ def test_several_models_side_by_side(tmp_path, monkeypatch, capsys):
     assert len(json.loads((tmp_path / "out" / "evaluation.json").read_text())) == 3
 
 
-def test_a_class_without_a_picture_is_null(tmp_path):
+def test_a_class_without_a_image_is_null(tmp_path):
     """In JSON that others than Python read too, which know no NaN; what was written before is kept."""
     data = Data(name="digits", limit=3)
     entries(tmp_path, model="hbnet_small", data=data)
@@ -135,10 +136,10 @@ def test_a_checkpoint_scores_as_training_logged(tmp_path, average):
     assert (found[0]["correct"], found[0]["count"]) == (summary["correct"], summary["count"])
 
 
-def test_a_folder_of_test_pictures_alone_and_unreadable_ones(tmp_path, monkeypatch, capsys):
+def test_a_folder_of_test_images_alone_and_unreadable_ones(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     class_folder(tmp_path / "set" / "val", count=6, size=40)
-    (tmp_path / "set" / "val" / "cat" / "broken.jpg").write_bytes(b"\xff\xd8\xff not a picture")
+    (tmp_path / "set" / "val" / "cat" / "broken.jpg").write_bytes(b"\xff\xd8\xff not a image")
     options = ["model=resnet10t", "data=folder", "data.root=set", "data.workers=0", "device=cpu", "batch_size=4"]
     assert call(monkeypatch, "evaluate", *options) == 2
     err = capsys.readouterr().err
@@ -150,17 +151,17 @@ def test_a_folder_of_test_pictures_alone_and_unreadable_ones(tmp_path, monkeypat
     (entry,) = json.loads(file.read_text())
     assert entry["count"] == 12 and "broken.jpg" in entry["unreadable"][0]
     assert call(monkeypatch, "evaluate", *options, "split=train") == 2
-    assert "no pictures" in capsys.readouterr().err
+    assert "no images" in capsys.readouterr().err
     with pytest.raises(DataError):
         load("folder", str(tmp_path / "set"))
 
 
-def test_a_batch_of_unreadable_pictures_alone_is_left_out_and_a_checkpoint_says_how_its_data_is_read(tmp_path, capsys):
+def test_a_batch_of_unreadable_images_alone_is_left_out_and_a_checkpoint_says_how_its_data_is_read(tmp_path, capsys):
     for split in ("train", "val", "test"):
         class_folder(tmp_path / "set" / split, count=8, size=16)
     for split, place in (("train", "cat"), ("test", "cat"), ("val", "dog")):
         for file in (tmp_path / "set" / split / place).iterdir():
-            file.write_bytes(b"\xff\xd8\xff not a picture")
+            file.write_bytes(b"\xff\xd8\xff not a image")
     data = Data(name="folder", root=str(tmp_path / "set"), size=8, workers=0, unreadable="skip")
     made = config(tmp_path, epochs=2, batch_size=2, data=data)
     made.data.augment = "none"
@@ -172,11 +173,11 @@ def test_a_batch_of_unreadable_pictures_alone_is_left_out_and_a_checkpoint_says_
     assert (entry["correct"], entry["count"], len(entry["unreadable"])) == (summary["correct"], 8, 8)
 
 
-def test_an_epoch_with_unreadable_batches_goes_on_exactly_and_one_without_a_picture_is_refused(tmp_path):
+def test_an_epoch_with_unreadable_batches_goes_on_exactly_and_one_without_a_image_is_refused(tmp_path):
     class_folder(tmp_path / "train", count=8, size=16)
     files = sorted((tmp_path / "train").rglob("*.jpg"))
     for file in files[3:11]:
-        file.write_bytes(b"\xff\xd8\xff not a picture")
+        file.write_bytes(b"\xff\xd8\xff not a image")
     for workers in (0, 2):
         data = load("folder", str(tmp_path), size=8, validation=0.01)
         loader = data.loader("train", 2, device=CPU, training=True, augment="crop_flip", workers=workers, skip=True)
@@ -187,10 +188,10 @@ def test_an_epoch_with_unreadable_batches_goes_on_exactly_and_one_without_a_pict
                 for (one, a), (two, b) in zip(whole[start:], loader.batches(epoch, start), strict=True):
                     assert torch.equal(one, two) and torch.equal(a, b)
     for file in files:
-        file.write_bytes(b"not a picture")
+        file.write_bytes(b"not a image")
     for training in (True, False):
         loader = data.loader("train", 2, device=CPU, training=training, skip=True)
-        with pytest.raises(DataError, match="no other one of these pictures"):
+        with pytest.raises(DataError, match="no other one of these images"):
             list(loader.batches())
 
 
@@ -212,7 +213,7 @@ def test_imagenets_preprocessing_is_timms_to_the_pixel(name):
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_384", "vit_tiny_patch16_224", "resnet10t"])
-def test_a_model_of_a_fixed_size_gets_pictures_from_files_in_that_size(name, tmp_path):
+def test_a_model_of_a_fixed_size_gets_images_from_files_in_that_size(name, tmp_path):
     class_folder(tmp_path / "test", count=2, size=40)
     (entry,) = entries(tmp_path, model=name, data=Data(name="folder", root=str(tmp_path)), batch_size=2)
     assert entry["count"] == 4
@@ -221,7 +222,7 @@ def test_a_model_of_a_fixed_size_gets_pictures_from_files_in_that_size(name, tmp
 @pytest.mark.parametrize(
     ("request_", "said"),
     [
-        ("model=[resnet10t,vgg11]", "model=vgg11 cannot be evaluated on pictures of 1x8x8: "),
+        ("model=[resnet10t,vgg11]", "model=vgg11 cannot be evaluated on images of 1x8x8: "),
         ("model=vit_tiny_patch16_384", "vit_tiny_patch16_384"),
         ("model=resnet18 pretrained=true", "model=resnet18 are for 1000 classes, and digits has 10"),
         ("model=resnet18 pretrained=true data=synthetic", "model=resnet18 are for 1000 classes, and synthetic has 10"),
@@ -261,14 +262,14 @@ def test_the_file_is_refused_before_anything_is_measured(tmp_path):
 
 def test_other_classes_are_refused_by_name(tmp_path):
     """As many, called otherwise: a checkpoint neither goes on with them nor is scored on them."""
-    pictures = tmp_path / "pictures"
-    class_folder(pictures)
-    data = Data(name="folder", root=str(pictures), size=16)
+    images = tmp_path / "images"
+    class_folder(images)
+    data = Data(name="folder", root=str(images), size=16)
     run.train(run.prepare(config(tmp_path, data=data, epochs=1, batch_size=8)))
     folder = only_run(tmp_path)
     file = str(folder / "checkpoints" / "best.pt")
     going_on = run.Train(resume=str(folder), epochs=2), ["resume=x", "epochs=2"]
-    (pictures / "dog").rename(pictures / "ant")
+    (images / "dog").rename(images / "ant")
     for where, request in {
         file: lambda: entries(tmp_path, checkpoint=file),
         f"resume={folder}": lambda: run.prepare(*going_on),
@@ -276,10 +277,10 @@ def test_other_classes_are_refused_by_name(tmp_path):
         with pytest.raises(ConfigError) as error:
             request()
         assert str(error.value) == f"{where} has other classes than the data: class 0 is cat, not ant"
-    (pictures / "ant").rename(pictures / "dog")
+    (images / "ant").rename(images / "dog")
     entries(tmp_path, checkpoint=file)
     run.prepare(*going_on)
-    class_folder(pictures, classes=["emu"])
+    class_folder(images, classes=["emu"])
     with pytest.raises(ConfigError, match="has 2 classes, but the data has 3"):
         run.prepare(*going_on)
 

@@ -9,16 +9,16 @@ import timm
 import torch
 import torch.nn.functional as F
 import torchvision
-from test_network import LAYERED, SMALL, pictures
+from test_network import LAYERED, SMALL, random_images
 from torch import nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from optnet import ConfigError, create_model
-from optnet.initialisation import GAINED, SCHEMES, activation_gain, initialise, linear_maps, needs_data
-from optnet.layers import NORMS
+from optnet.app.config import Init, Model, Train
+from optnet.networks.initialisation import GAINED, SCHEMES, activation_gain, initialise, linear_maps, needs_data
+from optnet.networks.layers import NORMS
 from optnet.training import run
-from optnet.training.config import Init, Model, Train
 
 WIDE = {"blocks": (2, 2), "widths": (64, 96), "in_chans": 8}
 VARIANCES = {  # of a weight with n inputs and m outputs; the activation is ReLU
@@ -152,7 +152,7 @@ def outputs(model, images):
 def test_unit_variance_after_lsuv(family, norm):
     torch.manual_seed(0)
     model = create_model(**{**SMALL, **LAYERED[family]}, norm=norm)
-    x = pictures(16)
+    x = random_images(16)
     initialise(model, "lsuv", images=x)
     found = outputs(model, x)
     assert len(found) == len(linear_maps(model))
@@ -164,7 +164,7 @@ def test_unit_variance_after_lsuv(family, norm):
 def test_weight_norm_starts_from_the_data(family):
     torch.manual_seed(0)
     model = create_model(**{**SMALL, **LAYERED[family]}, norm="weight", coefficients="fixed").double()
-    x = pictures(32).double()
+    x = random_images(32).double()
     initialise(model, images=x)
     normed = [layer for layer in linear_maps(model) if parametrize.is_parametrized(layer)]
     assert len(normed) == len(linear_maps(model)) - 1  # all but the classifier
@@ -207,9 +207,9 @@ def test_anybodys_weight_norm_starts_from_the_data():
 def test_only_weight_norm_needs_data():
     assert needs_data(Tied(), "he") and not needs_data(spectral_norm(nn.Linear(3, 3)), "he")
     with pytest.raises(ConfigError, match="norm=weight"):
-        initialise(Tied(), "lsuv", images=pictures(4, 3))
+        initialise(Tied(), "lsuv", images=random_images(4, 3))
     with pytest.raises(ConfigError, match="parametrized"):
-        initialise(nn.Sequential(spectral_norm(nn.Conv2d(1, 3, 3))), "lsuv", images=pictures(4))
+        initialise(nn.Sequential(spectral_norm(nn.Conv2d(1, 3, 3))), "lsuv", images=random_images(4))
 
 
 @pytest.mark.parametrize("scheme", ["default", "lsuv"])
@@ -218,7 +218,7 @@ def test_every_module_keeps_its_mode(scheme):
     model = create_model("heavy_ball", **SMALL, norm=norm).train()
     model.stem.eval()
     before = {name: module.training for name, module in model.named_modules()}
-    initialise(model, scheme, images=pictures(8))
+    initialise(model, scheme, images=random_images(8))
     assert {name: module.training for name, module in model.named_modules()} == before
 
 
@@ -228,9 +228,9 @@ def test_initial_loss_is_the_entropy_of_the_class_frequencies(norm, scheme):
     torch.manual_seed(0)
     model = create_model("heavy_ball", **SMALL, norm=norm)
     labels = torch.tensor([0] * 50 + [1] * 25 + [2] * 10 + [3] * 5 + list(range(4, 10)) * 2)
-    initialise(model, scheme, images=pictures(8), labels=labels, output_bias="frequencies")
+    initialise(model, scheme, images=random_images(8), labels=labels, output_bias="frequencies")
     p = labels.bincount() / len(labels)
-    loss = F.cross_entropy(model(pictures(len(labels))), labels)
+    loss = F.cross_entropy(model(random_images(len(labels))), labels)
     assert loss.item() == pytest.approx(-(p * p.log()).sum().item(), rel=1e-5)
     loss.backward()
     assert model.head.fc.weight.grad.any()
@@ -284,14 +284,14 @@ def test_every_scheme_is_an_option():
     [
         {"scheme": "nonsense"},
         {"scheme": "lsuv"},
-        {"scheme": "lsuv", "images": pictures(4), "norm": "weight"},
+        {"scheme": "lsuv", "images": random_images(4), "norm": "weight"},
         {"output_bias": "nonsense"},
         {"output_bias": "frequencies"},
         {"output_bias": "zero", "num_classes": 0},
         {"output_bias": "frequencies", "labels": torch.tensor([0, 10])},
         {"output_bias": "frequencies", "labels": torch.tensor([-1, 3])},
         {"output_bias": "frequencies", "labels": torch.tensor([], dtype=torch.long)},
-        *({"scheme": name, "gain": 0.5, "images": pictures(4)} for name in SCHEMES if name not in GAINED),
+        *({"scheme": name, "gain": 0.5, "images": random_images(4)} for name in SCHEMES if name not in GAINED),
     ],
 )
 def test_bad_requests(options):

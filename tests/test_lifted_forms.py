@@ -25,7 +25,7 @@ from optnet.lifted.linalg import (
     squared_norm,
 )  # fmt: skip
 from optnet.lifted.losses import LOSSES
-from optnet.objectives import activation, own
+from optnet.networks.objectives import activation, own
 
 pytestmark = pytest.mark.usefixtures("double")
 

@@ -21,7 +21,7 @@ from optnet.lifted import (
     PenaltyOptions,
 )  # fmt: skip
 from optnet.lifted.chain import PLAIN, read
-from optnet.objectives import own
+from optnet.networks.objectives import own
 
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -92,7 +92,7 @@ BAD = {
     "one label for all": lambda: step(labels=torch.zeros(1, dtype=torch.long)),
     "labels in a column": lambda: step(labels=torch.zeros(12, 1, dtype=torch.long)),
     "logical labels": lambda: step(labels=torch.zeros(12, dtype=torch.bool)),
-    "narrow pictures": lambda: step(torch.randn(12, 1, 1, 5)),
+    "narrow images": lambda: step(torch.randn(12, 1, 1, 5)),
     "softplus of another slope": lambda: LPOM(nn.Sequential(nn.Linear(2, 2), nn.Softplus(2.0)), LPOMOptions()),
     "decreasing": lambda: LPOM(net("gelu"), LPOMOptions()),
     "decreasing torch layer": lambda: LPOM(nn.Sequential(nn.Linear(2, 2), nn.SiLU()), LPOMOptions()),

@@ -15,9 +15,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from test_command import call
 
 import optnet
+from optnet.app import evaluate as assess
+from optnet.app import trainers
+from optnet.app.config import Evaluate, Model, Train
 from optnet.data import load
-from optnet.training import assess, checkpoint, run, trainers
-from optnet.training.config import Evaluate, Model, Train
+from optnet.training import checkpoint, run
 
 SETTINGS = [  # (trainer, options, hidden layers, activation, epochs, validation top-1 that is surely reached)
     ("lpom", {}, [40], "relu", 8, 75),

@@ -4,13 +4,13 @@ import copy
 
 import pytest
 import torch
-from test_network import LAYERED, SMALL, pictures
+from test_network import LAYERED, SMALL, random_images
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from optnet import create_model, find_algorithm, unroll
-from optnet.emitting import LayerFactory
-from optnet.monitoring.depth import movements
+from optnet.networks.emitting import LayerFactory
+from optnet.training.monitoring.depth import movements
 
 
 def held(model, *inputs):
@@ -27,7 +27,7 @@ def trained(memory, family):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     for _ in range(2):
         optimizer.zero_grad()
-        model(pictures().double()).square().sum().backward()
+        model(random_images().double()).square().sum().backward()
         optimizer.step()
     return model
 
@@ -43,7 +43,7 @@ def test_checkpointing_trains_the_same_network(family):
 @pytest.mark.parametrize("family", LAYERED)
 def test_checkpointing_holds_less(family):
     options = {**SMALL, "blocks": (6, 6), **LAYERED[family]}
-    x = pictures(16)
+    x = random_images(16)
     keep, again = (create_model(**options, memory=memory) for memory in ("keep", "checkpoint"))
     for model in (keep, again):
         model(x)
@@ -53,17 +53,17 @@ def test_checkpointing_holds_less(family):
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
 def test_checkpointing_is_switched_copied_and_compiled():
     model = create_model(**{**SMALL, **LAYERED["basic"]})
-    x = pictures()
+    x = random_images()
     wanted = model.eval()(x)
     model.set_grad_checkpointing()
-    assert "recomputed" in model.stages[0].steps.body.code
+    assert "recomputed" in model.stages[0].unrolled.body.code
     torch._dynamo.reset()
     for changed in (model, copy.deepcopy(model), torch.compile(model, backend="aot_eager")):
         assert torch.allclose(changed(x), wanted, atol=1e-6)
         changed(x).sum().backward()
     assert torch.allclose(torch.export.export(model, (x,)).module()(x), wanted, atol=1e-6)
     model.set_grad_checkpointing(False)
-    assert "recomputed" not in model.stages[0].steps.body.code
+    assert "recomputed" not in model.stages[0].unrolled.body.code
     assert torch.equal(model(x), wanted)
 
 
@@ -74,7 +74,7 @@ def test_checkpointing_takes_a_second_backward_pass_and_a_second_derivative(fami
     def derivatives(memory):
         torch.manual_seed(0)
         model = create_model(**{**SMALL, **LAYERED[family]}, memory=memory).double().train()
-        x = pictures().double().requires_grad_()
+        x = random_images().double().requires_grad_()
         out = model(x).square().sum()
         (first,) = torch.autograd.grad(out, x, retain_graph=True)
         (again,) = torch.autograd.grad(out, x, create_graph=True)
@@ -89,9 +89,9 @@ def test_checkpointing_takes_a_second_backward_pass_and_a_second_derivative(fami
 def test_movements_are_seen_through_checkpointing(family):
     torch.manual_seed(0)
     model = create_model(**{**SMALL, **LAYERED[family]})
-    kept = movements(model, pictures())
+    kept = movements(model, random_images())
     model.set_grad_checkpointing()
-    assert movements(model, pictures()) == kept and any(kept.values())
+    assert movements(model, random_images()) == kept and any(kept.values())
 
 
 @pytest.mark.parametrize("family", LAYERED)
@@ -103,7 +103,7 @@ def test_a_fresh_network_takes_every_kind_of_tensor(family):
     with FakeTensorMode():
         assert create_model(**options)(torch.randn(4, 1, 12, 12)).shape == (4, 10)
     assert create_model(**options).eval()(torch.empty(0, 1, 12, 12)).shape == (0, 10)
-    x = pictures()
+    x = random_images()
     out, slope = torch.func.jvp(create_model(**options).eval(), (x,), (x,))
     assert out.shape == slope.shape == (4, 10) and slope.abs().sum() > 0
 

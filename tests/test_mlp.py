@@ -1,4 +1,4 @@
-"""The multilayer perceptron: timm's contract, its activations, other sizes of pictures."""
+"""The multilayer perceptron: timm's contract, its activations, other sizes of images."""
 
 import math
 
@@ -7,9 +7,9 @@ import timm
 import torch
 
 import optnet
-from optnet.objectives import ACTIVATIONS
+from optnet.app.config import Model, Train
+from optnet.networks.objectives import ACTIVATIONS
 from optnet.training import run
-from optnet.training.config import Model, Train
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)

@@ -18,15 +18,16 @@ from torch import nn
 from torch.func import functional_call
 
 import optnet
+from optnet.app import trainers
+from optnet.app.config import Backprop, Data, Model
+from optnet.app.config import Monitor as Options
 from optnet.data import load
-from optnet.monitoring import board, depth, figures
-from optnet.monitoring.conditioning import measure, training_loss
 from optnet.options import check
-from optnet.training import loop, run, trainers
+from optnet.training import loop, run
 from optnet.training.backprop import CLIPS
-from optnet.training.config import Backprop, Data, Model
-from optnet.training.config import Monitor as Options
-from optnet.training.monitor import Monitor, gradient_norms
+from optnet.training.monitoring import board, depth, figures
+from optnet.training.monitoring.conditioning import measure, training_loss
+from optnet.training.monitoring.monitor import Monitor, gradient_norms
 
 SMALL = ["gdnet_small", "resnet_small", "hbnet_small", "agdnet_small", "admmnet_small"]
 
@@ -114,9 +115,9 @@ def test_movement_is_that_of_the_algorithm(name):
 def test_every_step_of_every_stage_has_a_movement(name):
     model = timm.create_model(name, in_chans=1)
     found = depth.movements(model, torch.randn(4, 1, 8, 8))
-    assert list(found) == [f"stages.{i}.steps" for i in range(3)]
+    assert list(found) == [f"stages.{i}.unrolled" for i in range(3)]
     for norms, stage in zip(found.values(), model.stages, strict=True):
-        program = stage.steps.program
+        program = stage.unrolled.program
         iterates = {step.argument for step in program.applies if step.operator == program.main} | set(program.results)
         streams = len(program.starts)
         assert len(norms) <= len(iterates) / streams - 1 + (streams > 1) and len(norms) >= 2
@@ -161,7 +162,7 @@ def test_predictions_are_drawn():
     assert titles == ["cat 98%", "dog 98%", "dog 98%\nnot cat", ""]
 
 
-def test_the_pictures_looked_at_are_of_every_class(tmp_path):
+def test_the_images_looked_at_are_of_every_class(tmp_path):
     """Drawn from a whole split, where a folder's files lie class by class; and the same ones in every run."""
     for part in ("train", "val", "test"):
         class_folder(tmp_path / part, classes=("ant", "bee", "cat"), count=20)
@@ -181,7 +182,7 @@ def test_the_pictures_looked_at_are_of_every_class(tmp_path):
     ({"every": 1, "conditioning": 0, "figures": "none", "graph": False}, {"probe"}),
     ({"every": 0, "conditioning": 0, "figures": "epoch", "graph": False}, {"shown"}),
 ])  # fmt: skip
-def test_pictures_are_loaded_for_a_view_alone(tmp_path, views, loaded):
+def test_images_are_loaded_for_a_view_alone(tmp_path, views, loaded):
     made = config(tmp_path, monitor=Options(**views))
     parts = run.prepare(made)
     trainer = trainers.build(made, parts.model, 10)
@@ -240,7 +241,11 @@ def test_every_promised_tag_has_its_points(tmp_path):
         assert steps.pop(tag) == [1, 2, 3], tag
     parts = ("all", "stem", "stages.0", "stages.1", "head", "coefficients")
     every_tenth = [f"gradient_norm/{part}" for part in parts]
-    every_tenth += ["movement/stages.0.steps/001", "movement/stages.1.steps/001", "movement/stages.1.steps/002"]
+    every_tenth += [
+        "movement/stages.0.unrolled/001",
+        "movement/stages.1.unrolled/001",
+        "movement/stages.1.unrolled/002",
+    ]
     for tag in every_tenth:
         assert steps.pop(tag) == [10, 20, 30, 40, 50, 60], tag
     for name in ("gg", "gHg", "predicted_change", "most_negative_curvature"):
@@ -252,9 +257,9 @@ def test_every_promised_tag_has_its_points(tmp_path):
     assert set(steps) <= {f"result/{name}" for name in ("best", "final", "parameters", "train_seconds")} | {
         "time/train_seconds"
     }
-    pictures = {tag: [point.step for point in found.Images(tag)] for tag in found.Tags()["images"]}
-    stages = ["coefficients/stages.0.steps", "coefficients/stages.1.steps"]
-    assert pictures == {tag: [1, 2, 3] for tag in [*stages, "predictions"]}
+    images = {tag: [point.step for point in found.Images(tag)] for tag in found.Tags()["images"]}
+    stages = ["coefficients/stages.0.unrolled", "coefficients/stages.1.unrolled"]
+    assert images == {tag: [1, 2, 3] for tag in [*stages, "predictions"]}
     histograms = found.Tags()["histograms"]
     assert {"weights/stem.conv.weight", "gradients/head.fc.bias"} <= set(histograms)
     assert all([point.step for point in found.Histograms(tag)] == [1, 2, 3] for tag in histograms)
@@ -301,7 +306,7 @@ def test_a_resumed_run_has_no_point_twice(tmp_path):
     run.train(run.prepare(run.Train(resume=str(folder), epochs=4), ["resume=x", "epochs=4"]))
     found = events(folder)
     points = {tag: [point.step for point in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
-    assert points["gradient_norm/all"] == points["movement/stages.0.steps/001"] == list(range(10, 81, 10))
+    assert points["gradient_norm/all"] == points["movement/stages.0.unrolled/001"] == list(range(10, 81, 10))
     assert points["conditioning/gg"] == [20, 40, 60, 80] and points["memory/peak_bytes"] == [1, 2, 3, 4]
     assert [point.step for point in found.Images("predictions")] == [4]  # as of a run of four epochs
 

@@ -11,10 +11,11 @@ from timm.models import group_parameters
 from torch import nn
 
 import optnet
-from optnet import ModelError, Network, create_model, find_algorithm, list_algorithms
-from optnet.design import TRANSITIONS, design, suitable_layer
+from optnet import ModelError, create_model, find_algorithm, list_algorithms
+from optnet.networks.design import TRANSITIONS, design, suitable_layer
+from optnet.networks.zoo import build_network
 
-EVERY = [name for name in list_algorithms() if "unsuited" not in find_algorithm(name).network]
+EVERY = [name for name in list_algorithms() if find_algorithm(name).network.unsuited is None]
 LAYERED = {
     "plain": {"algorithm": "gradient_descent"},
     "basic": {"algorithm": "heavy_ball", "layer": "basic"},
@@ -22,8 +23,8 @@ LAYERED = {
     "preact_basic": {"algorithm": "nesterov", "layer": "preact_basic"},
     "preact_bottleneck": {"algorithm": "heavy_ball", "layer": "preact_bottleneck"},
     "dense": {"algorithm": "nesterov_dense"},
-    "dense with skips": {"algorithm": "nesterov_dense", "algorithm_kwargs": {"skips": True}},
-    "dense_bc": {"algorithm": "nesterov_dense", "layer": "dense_bc", "algorithm_kwargs": {"skips": True}},
+    "dense with skips": {"algorithm": "nesterov_dense", "constants": {"skips": True}},
+    "dense_bc": {"algorithm": "nesterov_dense", "layer": "dense_bc", "constants": {"skips": True}},
     "two streams": {"algorithm": "merge_and_run"},
     "dual": {"algorithm": "admm"},
     "projected memory": {"algorithm": "heavy_ball", "transition": "project", "coefficient_init": "algorithm"},
@@ -49,7 +50,7 @@ def build(**options):
     return settle(create_model(**{**SMALL, **options}))
 
 
-def pictures(n=4, channels=1, size=12):
+def random_images(n=4, channels=1, size=12):
     return torch.randn(n, channels, size, size, generator=torch.Generator().manual_seed(1))
 
 
@@ -64,8 +65,8 @@ def test_every_algorithm_makes_a_network(method, transition, init, coefficients)
             build(algorithm=method, **options)
         return
     model = build(algorithm=method, **options).train()
-    model(pictures()).square().sum().backward()
-    assert model(pictures()).shape == (4, 10)
+    model(random_images()).square().sum().backward()
+    assert model(random_images()).shape == (4, 10)
     assert all(p.grad is not None for p in model.parameters())
     learnable = [name for name, _ in model.named_parameters() if "coefficients" in name]
     assert bool(learnable) == (coefficients == "learnable" and bool(optnet.coefficients(model)))
@@ -76,7 +77,7 @@ def test_fixed_and_learnable_are_the_same_network_at_the_start(family):
     learnable, fixed = (build(**LAYERED[family], coefficients=how) for how in ("learnable", "fixed"))
     missing, unexpected = fixed.load_state_dict(learnable.state_dict(), strict=False)
     assert not missing and all("coefficients" in name for name in unexpected)
-    assert torch.allclose(fixed(pictures()), learnable(pictures()), rtol=1e-5, atol=1e-6)
+    assert torch.allclose(fixed(random_images()), learnable(random_images()), rtol=1e-5, atol=1e-6)
 
 
 def weights_of_sums(model):
@@ -95,7 +96,7 @@ def test_no_coefficient_is_dead_behind_norms(family, per_channel):
     if per_channel and LAYERED[family].get("layer") == "dense_bc":
         pytest.skip("its sums before and after P have different widths")
     model = build(**LAYERED[family], per_channel=per_channel).double()
-    x = pictures().double()
+    x = random_images().double()
     with torch.no_grad():
         before = model(x)
         for name, weight in weights_of_sums(model):
@@ -128,7 +129,7 @@ def test_the_ancestor_is_timms_resnet18(algorithm):
     )  # fmt: skip
     copy_resnet(ancestor, model)
     model.eval()
-    x = pictures(4, 3, 64)
+    x = random_images(4, 3, 64)
     with torch.no_grad():
         wanted, got = ancestor(x), model(x)
     assert (got - wanted).norm() < 1e-5 * wanted.norm()
@@ -137,7 +138,7 @@ def test_the_ancestor_is_timms_resnet18(algorithm):
 def test_the_ancestor_starts_at_the_textbook_of_its_own_constants():
     model = build(algorithm="heavy_ball")
     table = {(e.stage, e.step, e.term): e for e in optnet.coefficients(model)}
-    entry = table["stages.1.steps", "x3", "P0"]
+    entry = table["stages.1.unrolled", "x3", "P0"]
     assert entry.value == 0 and entry.textbook == pytest.approx(-0.9)
     started = build(algorithm="heavy_ball", coefficient_init="algorithm")
     assert all(e.value == pytest.approx(e.textbook) for e in optnet.coefficients(started))
@@ -146,7 +147,7 @@ def test_the_ancestor_starts_at_the_textbook_of_its_own_constants():
 @pytest.mark.parametrize("name", [name for name in optnet.list_models() if name.endswith("_small")])
 def test_registered_models(name):
     model = settle(timm.create_model(name, num_classes=5))
-    x = pictures(2, 3, 32)
+    x = random_images(2, 3, 32)
     wanted = model(x)
     assert wanted.shape == (2, 5)
     assert torch.equal(copy.deepcopy(model)(x), wanted)
@@ -167,9 +168,9 @@ def test_registered_models(name):
 @pytest.mark.parametrize("family", LAYERED)
 def test_a_network_comes_back_from_its_programs(family):
     model = build(**LAYERED[family])
-    again = Network(programs=model.programs_json(), layer=model.layer, **SMALL)
+    again = build_network(programs=model.programs_json(), layer=model.layer, **SMALL)
     again.load_state_dict(model.state_dict())
-    assert torch.equal(again.eval()(pictures()), model(pictures()))
+    assert torch.equal(again.eval()(random_images()), model(random_images()))
     assert optnet.coefficients(again) == optnet.coefficients(model)
 
 
@@ -178,16 +179,16 @@ def test_a_network_comes_back_from_its_programs(family):
 def test_projected_stages_are_one_run_of_the_algorithm(method, blocks):
     """The stages' programs, one behind the other, take the steps of the whole one, and give its result to the bit."""
     method = find_algorithm(method)
-    constants = method.network.get("constants", {})
+    constants = method.network.constants
     whole = optnet.trace(method, steps=sum(blocks), **constants)
     parts = [part.textbook for part in design(
         method, blocks, with_P=False, layer="basic", reading="map", coefficient_init="algorithm", transition="project",
-        algorithm_kwargs={name: method.constants[name] for name in method.network.get("last", {})},
+        constants={name: method.constants[name] for name in method.network.last},
     )]  # fmt: skip
-    assert [step for part in parts for step in part.steps] == list(whole.steps)
+    assert [one for part in parts for one in part.instructions] == list(whole.instructions)
     assert parts[0].starts == whole.starts and parts[-1].results == whole.results
     assert all(one.results == two.starts for one, two in itertools.pairwise(parts))
-    assert [part.constants["steps"] for part in parts] == list(blocks)
+    assert [part.iterations for part in parts] == list(blocks)
     layers = {name: layer("tanh") for name in whole.operators}
     values = tuple(starts(method))
     for part in parts:
@@ -212,21 +213,21 @@ def test_what_fixed_zeros_do_not_read_is_not_there():
 @pytest.mark.parametrize("beta", [0.0, 0.9])
 def test_projected_heavy_ball_is_the_one_written_by_hand(beta):
     """Both iterates cross a border through projections of their own; the layer gets the newest one raw."""
-    model = build(algorithm="heavy_ball", transition="project", algorithm_kwargs={"beta": beta}, blocks=(2, 2))
-    x = previous = model.stem(pictures())
+    model = build(algorithm="heavy_ball", transition="project", constants={"beta": beta}, blocks=(2, 2))
+    x = previous = model.stem(random_images())
     for i, stage in enumerate(model.stages):
-        body = stage.steps.body
+        body = stage.unrolled.body
         for step in (2 * i, 2 * i + 1):
             moved = body.get_submodule(f"T_{step}")([x])
             if step == 2:
                 x, previous = body.shortcut_P1(x), body.shortcut_P0(previous)
             x, previous = body.get_submodule(f"P_{step}")(moved + x + beta * (x - previous)), x
-    assert torch.allclose(model(pictures()), model.head(x), rtol=1e-5, atol=1e-6)
+    assert torch.allclose(model(random_images()), model.head(x), rtol=1e-5, atol=1e-6)
 
 
 def test_the_dense_family_refuses_to_add_a_start_of_another_shape():
     with pytest.raises(optnet.ProgramError, match="another shape"):
-        build(algorithm="nesterov_dense", algorithm_kwargs={"skips": True, "beta": 0.5})
+        build(algorithm="nesterov_dense", constants={"skips": True, "beta": 0.5})
 
 
 @pytest.mark.parametrize(
@@ -269,15 +270,15 @@ def test_stages_without_a_layer_and_stages_in_disorder_are_refused():
         build(algorithm=every_second, blocks=(1, 1), transition="project")
     programs = build(algorithm="heavy_ball", transition="project").programs_json()
     with pytest.raises(ModelError, match="in their order"):
-        Network(programs=programs[::-1], layer="basic", **SMALL)
+        build_network(programs=programs[::-1], layer="basic", **SMALL)
     with pytest.raises(optnet.AlgorithmError, match="no constant 'steps'"):
-        build(algorithm="heavy_ball", algorithm_kwargs={"steps": 3})
+        build(algorithm="heavy_ball", constants={"steps": 3})
 
 
 @pytest.mark.parametrize("family", LAYERED)
 def test_features_stop_early_as_they_are(family):
     model = build(**LAYERED[family], blocks=(1, 2, 1), widths=(4, 8, 8))
-    x = pictures()
+    x = random_images()
     last, features = model.forward_intermediates(x, indices=[0, 1, 2], norm=True)
     assert torch.equal(last, model.forward_features(x)) and torch.equal(last, features[-1])
     early, some = model.forward_intermediates(x, indices=[0, 1], norm=True, stop_early=True)
@@ -291,12 +292,12 @@ def test_features_of_projected_stages_are_one_iterate():
     values = iter(two.state_dict().values())
     one.load_state_dict({key: next(values) for key in one.state_dict()})
     for got, wanted in zip(
-        *(m.forward_intermediates(pictures(), intermediates_only=True) for m in (one, two)), strict=True
+        *(m.forward_intermediates(random_images(), intermediates_only=True) for m in (one, two)), strict=True
     ):
         assert torch.equal(got, wanted)
     model = build(algorithm="admm", transition="project")
-    stage, x = model.stages[0], model.stem(pictures())
-    (feature, _) = model.forward_intermediates(pictures(), intermediates_only=True)
+    stage, x = model.stages[0], model.stem(random_images())
+    (feature, _) = model.forward_intermediates(random_images(), intermediates_only=True)
     carried = stage([x])
     assert len(carried) == 3 and torch.equal(feature, carried[0])
 
@@ -310,7 +311,7 @@ def test_layers_are_grouped_by_depth():
 
 def test_the_operator_declared_first_is_the_layer():
     for method in OWN[3:]:
-        body = build(algorithm=method).stages[0].steps.body
+        body = build(algorithm=method).stages[0].unrolled.body
         kinds = {name.split("_")[0]: type(layer).__name__ for name, layer in body.named_children()}
         assert "Branch" in kinds["T"] and "Branch" not in kinds.get("P", kinds.get("S"))
 

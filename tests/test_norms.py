@@ -5,16 +5,17 @@ import copy
 import pytest
 import torch
 from methods import OWN
-from test_network import LAYERED, SMALL, pictures, settle, weights_of_sums
+from test_network import LAYERED, SMALL, random_images, settle, weights_of_sums
 from timm.layers import convert_sync_batchnorm, freeze_batch_norm_2d
 from torch import nn
 
-from optnet import ModelError, convert, create_model
-from optnet.layers import FAMILIES, NORMS
-from optnet.layers.convolution import Conv2d
-from optnet.layers.norms import BatchNorm2d, GroupNorm, MeanOnlyBatchNorm2d
+from optnet import ModelError, create_model
+from optnet.networks import convert
+from optnet.networks.layers import FAMILIES, NORMS
+from optnet.networks.layers.convolution import Conv2d
+from optnet.networks.layers.norms import BatchNorm2d, GroupNorm, MeanOnlyBatchNorm2d
 
-X = pictures(8).double()
+X = random_images(8).double()
 PLACED = [(family, norm, None) for family in LAYERED for norm in NORMS]
 PLACED += [(family, norm, "before") for family in ("plain", "basic", "bottleneck", "two streams") for norm in NORMS]
 

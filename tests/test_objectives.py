@@ -4,8 +4,9 @@ import pytest
 import torch
 
 import optnet
-from optnet import find_algorithm, objectives
-from optnet.objectives import ACTIVATIONS, activation, objective
+from optnet import find_algorithm
+from optnet.networks import objectives
+from optnet.networks.objectives import ACTIVATIONS, activation, objective
 
 MONOTONE = [name for name in ACTIVATIONS if activation(name).monotone]
 

@@ -1,4 +1,4 @@
-"""The README's section on your own pictures: its commands, as they stand, on a folder of JPEGs."""
+"""The README's section on your own images: its commands, as they stand, on a folder of JPEGs."""
 
 import json
 import os
@@ -22,10 +22,10 @@ def photograph(file, brightness, seed):
 
 def test_the_section_as_it_stands(tmp_path):
     for name, brightness in {"cat": 20, "dog": 140}.items():
-        (tmp_path / "my_pictures" / name).mkdir(parents=True)
+        (tmp_path / "my_images" / name).mkdir(parents=True)
         for i in range(30):
-            photograph(tmp_path / "my_pictures" / name / f"{i}.jpg", brightness, 100 * brightness + i)
-    section = (ROOT / "README.md").read_text().partition("## Your own pictures")[2].partition("\n#")[0]
+            photograph(tmp_path / "my_images" / name / f"{i}.jpg", brightness, 100 * brightness + i)
+    section = (ROOT / "README.md").read_text().partition("## Your own images")[2].partition("\n#")[0]
     commands = [line for line in section.splitlines() if line.startswith("python ")]
     assert len(commands) == 2
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}

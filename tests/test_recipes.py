@@ -1,4 +1,4 @@
-"""Every recipe and preset: composed, built, and run for a step on made-up pictures of the right shape."""
+"""Every recipe and preset: composed, built, and run for a step on made-up images of the right shape."""
 
 import json
 import math
@@ -9,8 +9,10 @@ from omegaconf import OmegaConf
 from test_training import only_run
 
 import optnet
-from optnet.training import command, run, trainers
-from optnet.training.config import Train
+from optnet.app import compose as command
+from optnet.app import trainers
+from optnet.app.config import Train
+from optnet.training import run
 
 CONF = Path(__file__).parent.parent / "conf"
 EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
@@ -20,7 +22,7 @@ ROWS = ["cifar_resnet_n9", "cifar_hbnet_n9", "cifar_resnet_n18", "cifar_hbnet_n1
 ROWS += ["cifar_agdnet_L40", "cifar_densenet_L52", "cifar_agdnet_L52", "cifar_dmrnet", "cifar_admmnet"]
 ROWS += ["imagenet_resnet34", "imagenet_hbnet34", "imagenet_densenet121", "imagenet_agdnet121"]
 SHAPES = {"cifar": (32, 10), "cifar10": (32, 10), "imagenet": (224, 1000), "mnist": (28, 10)}
-"""Height and width, and the classes, of each recipe's pictures."""
+"""Height and width, and the classes, of each recipe's images."""
 
 
 def composed(*overrides):
@@ -30,11 +32,11 @@ def composed(*overrides):
 
 def tiny(name, tmp_path):
     size, classes = SHAPES[name.split("_")[0]]
-    pictures = [f"data.size={size}", f"data.classes={classes}", "data.images=10"]
+    images = [f"data.size={size}", f"data.classes={classes}", "data.images=10"]
     return [
         "data=synthetic",
         "data.augment=none",
-        *pictures,
+        *images,
         f"runs={tmp_path}/runs",
         "device=cpu",
         "progress=false",
@@ -76,10 +78,10 @@ def test_the_other_columns_of_the_table(name, data):
 def test_depths():
     """9 n + 2 layers, or 3 m + 4, whose weights are convolutions or the classifier; shortcuts are not counted."""
     for name, depth in {"hbnet83_cifar": 83, "hbnet164_cifar": 164}.items():
-        model = optnet.zoo.MODELS[name]
+        model = optnet.networks.zoo.MODELS[name]
         assert 3 * sum(model["blocks"]) + 2 == depth
     for name, depth in {"agdnet40_cifar": 40, "agdnet52_cifar": 52}.items():
-        assert sum(optnet.zoo.MODELS[name]["blocks"]) + 4 == depth
+        assert sum(optnet.networks.zoo.MODELS[name]["blocks"]) + 4 == depth
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -1,4 +1,4 @@
-"""What a run survives: being killed at any moment, damaged checkpoints, a full disk, pictures that cannot be read."""
+"""What a run survives: being killed at any moment, damaged checkpoints, a full disk, images that cannot be read."""
 
 import json
 import random
@@ -16,8 +16,8 @@ from test_data import class_folder
 from test_training import CLOCK, config, metrics, only_run, train, weights
 
 from optnet import CheckpointError
+from optnet.app.config import Data, Model, Schedule, Train
 from optnet.training import checkpoint, run
-from optnet.training.config import Data, Model, Schedule, Train
 from optnet.training.loop import Progress, train_epoch
 
 EVERYTHING = (
@@ -216,17 +216,17 @@ def test_a_full_disk_loses_nothing_that_is_written(tmp_path):
 
 
 @pytest.mark.parametrize("unreadable", ["fail", "skip"])
-def test_pictures_that_cannot_be_read(tmp_path, unreadable, capsys):
-    class_folder(tmp_path / "pictures", count=30)
+def test_images_that_cannot_be_read(tmp_path, unreadable, capsys):
+    class_folder(tmp_path / "images", count=30)
     for name in ("3.jpg", "7.jpg"):
-        (tmp_path / "pictures" / "cat" / name).write_bytes(b"\xff\xd8\xff broken")
-    data = Data(name="folder", root=str(tmp_path / "pictures"), size=16, workers=1, unreadable=unreadable)
+        (tmp_path / "images" / "cat" / name).write_bytes(b"\xff\xd8\xff broken")
+    data = Data(name="folder", root=str(tmp_path / "images"), size=16, workers=1, unreadable=unreadable)
     parts = run.prepare(config(tmp_path, data=data, batch_size=8, epochs=1, model=Model("resnet10t"), lr=0.01))
     if unreadable == "fail":
         with pytest.raises(SystemExit) as stopped:
             run.train(parts)
         assert stopped.value.code == 1
-        assert "cannot be read as a picture" in capsys.readouterr().out
+        assert "cannot be read as a image" in capsys.readouterr().out
         return
     run.train(parts)
     out = capsys.readouterr().out

@@ -6,9 +6,9 @@ from dataclasses import fields, is_dataclass
 import pytest
 from test_command import call
 
+from optnet.app.config import Data, Evaluate, Train
+from optnet.app.trainers import TRAINERS
 from optnet.options import example
-from optnet.training.config import Data, Evaluate, Train
-from optnet.training.trainers import TRAINERS
 
 OWN = {
     "name": "name=../x", "device": "device=nonsense", "resume": "resume=nonsense", "runs": "runs=notes.txt",

@@ -3,12 +3,13 @@
 import pytest
 import timm
 import torch
-from test_network import LAYERED, SMALL, pictures
+from test_network import LAYERED, SMALL, random_images
 
-from optnet import ConfigError, create_model, signal
+from optnet import ConfigError, create_model
 from optnet.__main__ import main
-from optnet.initialisation import SCHEMES, initialise
-from optnet.layers import NORMS
+from optnet.networks import signal
+from optnet.networks.initialisation import SCHEMES, initialise
+from optnet.networks.layers import NORMS
 
 
 @pytest.mark.parametrize("family", LAYERED)
@@ -16,8 +17,8 @@ def test_every_call_is_a_point(family):
     torch.manual_seed(0)
     model = create_model(**{**SMALL, **LAYERED[family]}).eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    points = signal.measure(model, pictures(8))
-    bodies = [stage.steps for stage in model.stages]
+    points = signal.measure(model, random_images(8))
+    bodies = [stage.unrolled for stage in model.stages]
     calls = [name for steps in bodies for name, _ in steps.body.named_children() if name.startswith("T_")]
     assert [point.layer.rpartition(".")[2] for point in points] == calls
     assert all(point.activation > 0 and point.gradient > 0 for point in points) and points[-1].gradient == 1
@@ -32,7 +33,7 @@ def test_memory_changes_no_point(family):
     for memory in ("keep", "checkpoint"):
         torch.manual_seed(0)
         model = create_model(**{**SMALL, **LAYERED[family]}, memory=memory).double()
-        points.append(signal.measure(model, pictures(8).double()))
+        points.append(signal.measure(model, random_images(8).double()))
     keep, checkpoint = points
     assert [point.layer for point in keep] == [point.layer for point in checkpoint]
     for a, b in zip(keep, checkpoint, strict=True):
@@ -43,18 +44,18 @@ def test_every_module_keeps_its_mode():
     model = create_model("heavy_ball", **SMALL).train()
     model.stem.eval()
     before = {name: module.training for name, module in model.named_modules()}
-    signal.measure(model, pictures(8))
+    signal.measure(model, random_images(8))
     assert {name: module.training for name, module in model.named_modules()} == before
 
 
 @pytest.mark.parametrize("name, size", [("vit_tiny_patch16_224", None), ("swinv2_cr_tiny_224", 64), ("mlp", 8)])
-def test_models_of_one_size_of_pictures(name, size):
+def test_models_of_one_size_of_images(name, size):
     shape, points = signal.of(name, "default", {}, batch=2, size=size)
     assert shape.endswith("x224x224" if size is None else f"x{size}x{size}")
     assert all(point.activation > 0 for point in points)
 
 
-def test_what_does_not_depend_on_the_pictures_is_no_point():
+def test_what_does_not_depend_on_the_images_is_no_point():
     options = {"img_size": 64, "window_size": 2, "embed_dim": 24, "depths": [1, 1, 1, 1]}
     _, points = signal.of("swinv2_tiny_window8_256", "default", options, batch=2, size=64)
     assert points and not any("cpb_mlp" in point.layer for point in points)
@@ -130,7 +131,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "150")
     assert main(["signal", "hbnet_small", "norm=group", "blocks=[1,1,2]", "--init", "lsuv", "--size", "8"]) == 0
     out = capsys.readouterr().out
-    assert "stages.2.T_1" in out and "16x3x8x8" in out
+    assert "stages.2.unrolled.T_1" in out and "16x3x8x8" in out
     assert (tmp_path / "signal-hbnet_small-lsuv.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -5,7 +5,7 @@ import torch
 
 from optnet import find_algorithm
 from optnet.algorithms.admm import alternating_direction
-from optnet.objectives import soft_threshold
+from optnet.networks.objectives import soft_threshold
 
 
 def lasso(seed=0, m=30, n=20, weight=0.5):

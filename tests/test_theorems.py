@@ -262,13 +262,13 @@ def test_learned_coefficients_are_diagnosed():
     with torch.no_grad():
         network.body.coefficients.x3 += torch.tensor([0.0, 0.02, -0.02])
     learned = {(e.step, e.term): e.value for e in optnet.coefficients(network)}
-    program = analysis.with_weights(network.program, learned)
+    program = network.program.with_weights(learned)
     diagnosis = analysis.diagnose(program)
     assert diagnosis.consistent and diagnosis.stable and diagnosis.nearest[0] == "heavy_ball"
     with torch.no_grad():
         network.body.coefficients.x3 += 0.3
     learned = {(e.step, e.term): e.value for e in optnet.coefficients(network)}
-    assert not analysis.diagnose(analysis.with_weights(network.program, learned)).consistent
+    assert not analysis.diagnose(network.program.with_weights(learned)).consistent
 
 
 @pytest.mark.parametrize("mu, L", [(-1, 1), (1, 1), (2, 1), (0, math.inf), (math.nan, 1)])

@@ -10,6 +10,7 @@ from methods import METHODS, names, required
 import optnet
 from optnet import AlgorithmError, Iterate, Operator, OperatorError, Program, ProgramError, TraceError, identity, trace
 from optnet.algorithms.nesterov import dense_weights, momentum
+from optnet.language.folding import fold
 
 
 def rows(program):
@@ -98,7 +99,7 @@ def test_what_the_result_does_not_need_is_dropped():
         T(T(x))
         return T(x)
 
-    assert len(trace(wasteful, steps=1).steps) == 1
+    assert len(trace(wasteful, steps=1).instructions) == 1
 
 
 @pytest.mark.parametrize("reading", ["map", "residual"])
@@ -106,7 +107,7 @@ def test_what_the_result_does_not_need_is_dropped():
 def test_json_and_invariants(method, reading):
     program = trace(method, steps=7, reading=reading)
     again = Program.from_json(program.to_json())
-    assert again == program and again.fold().renamed().steps == program.steps
+    assert again == program and fold(again).renamed().instructions == program.instructions
     readers = program.readers()
     for row in program.combines:
         users = readers[row.value]
@@ -122,7 +123,7 @@ def test_a_fixed_point_stays_one(method, reading):
     (PDHG has no such fixed point: its K is no map to be iterated.)"""
     program = trace(method, steps=7, reading=reading)
     values = dict.fromkeys(program.starts, 1.0)
-    for step in program.steps:
+    for step in program.instructions:
         if isinstance(step, optnet.Apply):
             values[step.value] = values[step.argument] if program.readings[step.operator] == "map" else 0.0
         else:

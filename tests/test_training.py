@@ -14,11 +14,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import optnet
 from optnet import CheckpointError, ConfigError
+from optnet.app import evaluate as assess
+from optnet.app.config import Data, Evaluate, Model, Train
 from optnet.data import load
 from optnet.data.loading import FileLoader
 from optnet.options import check
-from optnet.training import assess, checkpoint, run
-from optnet.training.config import Data, Evaluate, Model, Train
+from optnet.training import checkpoint, run
 from optnet.training.loop import Progress, train_epoch
 
 FAMILIES = ["gradient_descent", "heavy_ball", "nesterov", "nesterov_dense", "admm", "merge_and_run"]
@@ -125,7 +126,7 @@ def test_a_checkpoint_runs_nobodys_file(tmp_path):
     folder = only_run(tmp_path)
     summary = json.loads((folder / "summary.json").read_text())
     parts = assess.prepare(Evaluate(checkpoint=str(folder / "checkpoints" / "best.pt"), device="cpu"))
-    assert parts.subjects[0].model.stages[0].steps.program.constants["pull"] == 0.2
+    assert parts.subjects[0].model.stages[0].unrolled.program.constants["pull"] == 0.2
     assess.run(parts)
     (entry,) = json.loads((folder / "evaluation.json").read_text())
     assert entry["correct"] == summary["correct"]
@@ -167,14 +168,14 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_been(tmp_path, number):
     assert [point.step for point in events.Scalars("train/loss")] == [1, 2, 3, 4]
 
 
-def interrupted(place, pictures, calls, number=signal.SIGTERM, **options):
-    """The folder of a run that gets a signal in its forward pass number ``calls`` of so many pictures."""
+def interrupted(place, images, calls, number=signal.SIGTERM, **options):
+    """The folder of a run that gets a signal in its forward pass number ``calls`` of so many images."""
     parts = run.prepare(config(place, **options))
     seen = []
 
     def interrupt(module, inputs):
-        if len(inputs[0]) == pictures:
-            seen.append(pictures)
+        if len(inputs[0]) == images:
+            seen.append(images)
             if len(seen) == calls:
                 os.kill(os.getpid(), number)
 
@@ -185,12 +186,12 @@ def interrupted(place, pictures, calls, number=signal.SIGTERM, **options):
     return only_run(place)
 
 
-@pytest.mark.parametrize(("pictures", "lines"), [(144, 1), (144, 2), (360, 2)], ids=["validation", "last", "test"])
-def test_a_signal_while_scoring_stops_the_run(tmp_path, pictures, lines):
-    """The 144 pictures for validation, and the 360 for the test, are one batch each."""
+@pytest.mark.parametrize(("images", "lines"), [(144, 1), (144, 2), (360, 2)], ids=["validation", "last", "test"])
+def test_a_signal_while_scoring_stops_the_run(tmp_path, images, lines):
+    """The 144 images for validation, and the 360 for the test, are one batch each."""
     options = {"epochs": 2, "limit_batches": 10, "batch_size": 90}
     train(tmp_path / "whole", **options)
-    cut = interrupted(tmp_path / "cut", pictures, lines if pictures == 144 else 1, **options)
+    cut = interrupted(tmp_path / "cut", images, lines if images == 144 else 1, **options)
     assert len(metrics(cut)) == lines and not (cut / "summary.json").exists()
     assert checkpoint.load(cut / "checkpoints" / "last.pt")["progress"]["epoch"] == lines
     before = checkpoint.load(cut / "checkpoints" / "previous.pt")["progress"]
@@ -219,13 +220,13 @@ def test_an_epoch_goes_on_with_the_batches_it_had(tmp_path):
 
 
 def test_random_numbers_of_accelerators_are_left_alone(monkeypatch):
-    """Reading pictures and calibrating seed the CPU's generator alone: a run's own on a GPU goes on undisturbed."""
+    """Reading images and calibrating seed the CPU's generator alone: a run's own on a GPU goes on undisturbed."""
     seeds = []
     monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
     monkeypatch.setattr(torch.cuda, "manual_seed", seeds.append)
-    pictures = [(torch.full((1, 4, 4), float(i)), i) for i in range(6)]
+    images = [(torch.full((1, 4, 4), float(i)), i) for i in range(6)]
     loader = FileLoader(
-        pictures, lambda image: image + torch.rand(()), 3, device=torch.device("cpu"), shuffle=True, seed=1
+        images, lambda image: image + torch.rand(()), 3, device=torch.device("cpu"), shuffle=True, seed=1
     )
     state = torch.get_rng_state()
     one, two = ([images for images, _ in loader.batches(2)] for _ in range(2))

@@ -10,7 +10,7 @@ from torch import nn
 
 import optnet
 from optnet import Iterate, Operator, OperatorError, Program, ProgramError, ShapeError, find_algorithm, trace, unroll
-from optnet.emitting import LayerFactory
+from optnet.networks.emitting import LayerFactory
 
 READINGS = ["map", "residual"]
 

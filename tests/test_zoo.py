@@ -7,11 +7,13 @@ import timm
 import torch
 import torchvision
 from safetensors.torch import save_file
-from test_network import pictures, settle
+from test_network import random_images, settle
 from torch import nn
 
 import optnet
-from optnet import ModelError, convert
+from optnet import ModelError
+from optnet.networks import convert
+from optnet.networks.zoo import MODELS
 from optnet.training import checkpoint
 
 ANCESTORS = {
@@ -24,6 +26,8 @@ ANCESTORS = {
     "torchvision densenet121": lambda: torchvision.models.densenet121(num_classes=7),
 }
 
+PUBLISHED = {f"{name}.{tag}": ancestor for name, preset in MODELS.items() for tag, ancestor in preset.published.items()}
+
 
 def difference(got, wanted):
     return ((got - wanted).norm() / wanted.norm()).item()
@@ -35,7 +39,7 @@ def test_ancestors_are_reproduced(name, coefficients):
     torch.manual_seed(0)
     theirs = settle(ANCESTORS[name]())
     ours = convert.from_timm(theirs, coefficients=coefficients)
-    x = pictures(4, 3, 64)
+    x = random_images(4, 3, 64)
     for training in (False, True):
         theirs.train(training), ours.train(training)
         with torch.no_grad():
@@ -50,7 +54,7 @@ def test_ancestors_are_reproduced_after_a_step(name):
     torch.manual_seed(0)
     theirs = settle(ANCESTORS[name]()).double()
     ours = convert.from_timm(theirs)
-    x, labels = pictures(4, 3, 64).double(), torch.tensor([0, 1, 2, 3])
+    x, labels = random_images(4, 3, 64).double(), torch.tensor([0, 1, 2, 3])
     for model in (theirs, ours):
         model.train()
         for parameter_name, parameter in model.named_parameters():
@@ -71,11 +75,11 @@ def test_round_trip(name):
     assert type(back) is type(theirs)
     one, two = theirs.state_dict(), back.state_dict()
     assert list(one) == list(two) and all(torch.equal(one[key], two[key]) for key in one)
-    stage = ours.stages[1].steps
+    stage = ours.stages[1].unrolled
     row = list(stage.program.combines)[1].value
     with torch.no_grad():
         stage.body.get_parameter(f"coefficients.{row}")[0] += 0.25
-    with pytest.raises(ModelError, match=f"coefficient of .* in stages.1.steps {row} is"):
+    with pytest.raises(ModelError, match=f"coefficient of .* in stages.1.unrolled {row} is"):
         convert.to_timm(ours)
 
 
@@ -119,7 +123,7 @@ OWN = {  # networks of ours that timm has no model for
     "map": {"model_name": "hbnet18", "algorithm": "gradient_descent", "layer": "basic", "reading": "map"},
     "stem": {"model_name": "hbnet18", "stem_width": 32},
     "two calls a step": {"model_name": "hbnet18", "algorithm": "tests/methods.py:twice", "blocks": [1] * 4},
-    "one iterate of a dense stage": {"model_name": "agdnet121", "algorithm_kwargs": {"all_iterates": False}},
+    "one iterate of a dense stage": {"model_name": "agdnet121", "constants": {"all_iterates": False}},
 }
 
 
@@ -135,7 +139,7 @@ def test_to_timm_refuses_what_timm_does_not_have(name, monkeypatch):
 
 def test_to_timm_sees_coefficients_whose_mean_alone_is_the_ancestors():
     model = timm.create_model("hbnet18", per_channel=True)
-    row = model.stages[1].steps.body.get_parameter("coefficients.x2").data
+    row = model.stages[1].unrolled.body.get_parameter("coefficients.x2").data
     row[0] += 0.5
     row[1] -= 0.5
     with pytest.raises(ModelError, match="different things"):
@@ -147,7 +151,7 @@ def test_to_timm_sees_coefficients_whose_mean_alone_is_the_ancestors():
 def test_options_go_to_timm_with_the_network(name, option):
     ours = settle(timm.create_model(name, num_classes=5, **option))
     theirs = convert.to_timm(ours)
-    x = pictures(2, 3, 64)
+    x = random_images(2, 3, 64)
     with torch.no_grad():
         assert difference(theirs(x), ours(x)) < 1e-5
     assert convert.from_timm(theirs).head.drop.p == option.get("drop_rate", 0) if "drop_rate" in option else True
@@ -165,16 +169,16 @@ def test_conversion_keeps_the_norms_constants_and_leaves_the_model_alone():
     assert theirs.training and theirs.layer1.training and not theirs.bn1.training
     assert all(torch.equal(value, before[key]) for key, value in theirs.state_dict().items())
     with torch.no_grad():
-        assert difference(ours.eval()(pictures(2, 3, 64)), theirs.eval()(pictures(2, 3, 64))) < 1e-5
+        assert difference(ours.eval()(random_images(2, 3, 64)), theirs.eval()(random_images(2, 3, 64))) < 1e-5
     assert {(m.eps, m.momentum) for m in ours.modules() if isinstance(m, nn.BatchNorm2d)} == {(1e-3, 0.01)}
 
 
 def test_a_resnet_becomes_a_momentum_resnet():
     torch.manual_seed(0)
     theirs = settle(timm.create_model("resnet18", num_classes=7))
-    ways = [{"algorithm": "momentum_resnet"}, {"algorithm_kwargs": {"step": 0.1, "beta": 0.9}}]
+    ways = [{"algorithm": "momentum_resnet"}, {"constants": {"step": 0.1, "beta": 0.9}}]
     one, two = (convert.from_timm(theirs, **options) for options in ways)
-    x = pictures(2, 3, 64)
+    x = random_images(2, 3, 64)
     with torch.no_grad():
         assert difference(one(x), two(x)) < 1e-5 and difference(one(x), theirs(x)) > 1e-2
 
@@ -253,7 +257,7 @@ def test_admm_net_is_dmrnet(name, blocks):
     copy(reference.fc, ours.head.fc)
     lines = iter(reference.lines)
     for s, stage in enumerate(ours.stages):
-        body = stage.steps.body
+        body = stage.unrolled.body
         for k in range(blocks):
             copy(reference.left[s * blocks + k], body.get_submodule(f"T_{2 * k}"))
             copy(reference.right[s * blocks + k], body.get_submodule(f"T_{2 * k + 1}"))
@@ -261,7 +265,7 @@ def test_admm_net_is_dmrnet(name, blocks):
             copy(next(lines), body.shortcut_x)
             copy(next(lines), body.shortcut_y)
     with torch.no_grad():
-        x = pictures(4, 3, 32)
+        x = random_images(4, 3, 32)
         assert difference(ours(x), reference(x)) < 1e-5
 
 
@@ -278,7 +282,7 @@ def published(tmp_path_factory):
 def test_published_weights_load_from_a_local_file(published, tmp_path):
     theirs, pretrained = published
     ours = timm.create_model("hbnet18", **pretrained).eval()
-    x = pictures(2, 3, 64)
+    x = random_images(2, 3, 64)
     with torch.no_grad():
         assert difference(ours(x), theirs(x)) < 1e-5
     own = tmp_path / "own.safetensors"
@@ -292,7 +296,7 @@ def test_published_weights_load_from_a_local_file(published, tmp_path):
 def test_published_weights_are_adapted_as_timm_does(published, options):
     _, pretrained = published
     theirs, ours = (timm.create_model(name, **pretrained, **options).eval() for name in ("resnet18", "hbnet18"))
-    x = pictures(2, options.get("in_chans", 3), 64)
+    x = random_images(2, options.get("in_chans", 3), 64)
     with torch.no_grad():
         if "features_only" in options:
             assert difference(ours(x)[-1], theirs(x)[-1]) < 1e-5
@@ -309,11 +313,11 @@ def test_a_checkpoint_does_not_need_the_published_weights(published):
         described = checkpoint.describe(model, name, kwargs)
         assert "pretrained" not in str(described["kwargs"])
         again = checkpoint.rebuild({"model": described, "state_dict": model.state_dict()})
-        assert torch.equal(again.eval()(pictures(1, 3, 64)), model.eval()(pictures(1, 3, 64)))
+        assert torch.equal(again.eval()(random_images(1, 3, 64)), model.eval()(random_images(1, 3, 64)))
 
 
 def test_pretrained_tags_point_at_the_ancestors():
-    for tag, ancestor in optnet.zoo.PRETRAINED.items():
+    for tag, ancestor in PUBLISHED.items():
         published = timm.get_pretrained_cfg(ancestor)
         mine = timm.get_pretrained_cfg(tag)
         assert mine.hf_hub_id == published.hf_hub_id == f"timm/{ancestor}"
@@ -342,7 +346,7 @@ def test_sizes(name):
     assert round(count / 1e6, 2) == pytest.approx(SIZES[name], abs=0.011)
 
 
-@pytest.mark.parametrize("tag, ancestor", optnet.zoo.PRETRAINED.items())
+@pytest.mark.parametrize("tag, ancestor", PUBLISHED.items())
 def test_parameters_are_the_ancestors_and_the_coefficients(tag, ancestor):
     model = timm.create_model(tag.split(".")[0])
     table = len(optnet.coefficients(model))
@@ -350,7 +354,7 @@ def test_parameters_are_the_ancestors_and_the_coefficients(tag, ancestor):
     assert table and sum(p.numel() for p in model.parameters()) == theirs + table
 
 
-@pytest.mark.parametrize("name", optnet.list_models())
+@pytest.mark.parametrize("name", MODELS)
 def test_learnable_coefficients_are_all_that_is_added(name):
     learnable, fixed = (timm.create_model(name, coefficients=how, device="meta") for how in ("learnable", "fixed"))
     added = sum(p.numel() for p in learnable.parameters()) - sum(p.numel() for p in fixed.parameters())
@@ -369,7 +373,7 @@ def test_every_model_compiles_exports_and_runs_as_onnx(name, tmp_path):
 
     torch.manual_seed(0)
     model = settle(timm.create_model(name))
-    x = pictures(2, 3, min(64, model.pretrained_cfg["input_size"][1]))
+    x = random_images(2, 3, min(64, model.pretrained_cfg["input_size"][1]))
     features = timm.create_model(name, features_only=True)
     assert [f.shape[1] for f in features(x)] == features.feature_info.channels()
     torch._dynamo.reset()

@@ -3,14 +3,14 @@
 from collections.abc import Callable
 from typing import Any
 
-from optnet.symbols import Iterate, Operator, identity
-from optnet.tracing import algorithm
+from optnet.language.declaration import NetworkDefaults, algorithm
+from optnet.language.symbols import Iterate, Operator, identity
 
 
 @algorithm(
     reference="Li, Yang, Chen, Lin 2018, ADMM, eq. (1); linearised ADMM: Lin, Liu, Su 2011",
     aliases=("linearised_admm", "linearized_admm"),
-    network={"reading": "residual"},
+    network=NetworkDefaults(reading="residual"),
 )
 def admm(T: Operator, x: Iterate, steps: int, *, rho: float = 1.0, P: Operator = identity) -> Iterate:
     """x'_{k+1} = P((T(x'_k) + rho (x_k - u_k)) / (1 + rho))
@@ -33,7 +33,7 @@ def admm(T: Operator, x: Iterate, steps: int, *, rho: float = 1.0, P: Operator =
     reference="Li, Yang, Chen, Lin 2018, eq. (20); Zhao, Wang, Li, Tu, Zeng 2018 (DMRNet)",
     aliases=("dmr", "jacobi_admm"),
     ancestor={"step": 1.0},
-    network={"layer": "basic", "reading": "residual", "last": {"merged": True}},
+    network=NetworkDefaults(layer="basic", reading="residual", last={"merged": True}),
 )
 def merge_and_run(
     T: Operator,

@@ -2,15 +2,15 @@
 
 from math import sqrt
 
-from optnet.guarantees import Theorem
-from optnet.symbols import Iterate, Operator, identity
-from optnet.tracing import algorithm
+from optnet.language.declaration import NetworkDefaults, algorithm
+from optnet.language.symbols import Iterate, Operator, identity
+from optnet.language.theorems import Theorem
 
 
 @algorithm(
     reference="Cauchy 1847; Lin 2019, 'From GD to Other Optimization Algorithms', eq. (1)",
     aliases=("gd",),
-    network={"layer": "plain", "reading": "map"},
+    network=NetworkDefaults(layer="plain", reading="map"),
     tuned=lambda mu, L: {"step": 2 * L / (L + mu)} if mu else {},
     theorem=Theorem(
         metric="distance",

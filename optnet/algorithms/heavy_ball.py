@@ -2,9 +2,9 @@
 
 from math import sqrt
 
-from optnet.guarantees import Theorem
-from optnet.symbols import Iterate, Operator, identity
-from optnet.tracing import algorithm
+from optnet.language.declaration import NetworkDefaults, algorithm
+from optnet.language.symbols import Iterate, Operator, identity
+from optnet.language.theorems import Theorem
 
 
 def _tuned(mu: float, L: float) -> dict[str, float]:
@@ -22,7 +22,7 @@ def _bound(k: int, mu: float, L: float) -> float:
     reference="Polyak 1964; Li, Yang, Chen, Lin 2018, eq. (2) and (16)",
     aliases=("hb", "polyak"),
     ancestor={"beta": 0.0},
-    network={"reading": "residual"},
+    network=NetworkDefaults(reading="residual"),
     tuned=_tuned,
     theorem=Theorem(
         metric="distance",
@@ -77,7 +77,7 @@ def heavy_ball_convex(T: Operator, x: Iterate, steps: int, *, step: float = 1.0,
 @algorithm(
     reference="Sander, Ablin, Blondel, Peyre 2021 (Momentum ResNet)",
     aliases=("momentum_resnet",),
-    network={"reading": "residual"},
+    network=NetworkDefaults(reading="residual"),
 )
 def momentum_residual(T: Operator, x: Iterate, steps: int, *, gamma: float = 0.9, P: Operator = identity) -> Iterate:
     """x_{k+1} = P(x_k + (1 - gamma) (T(x_k) - x_k) + gamma (x_k - x_{k-1})),  x_{-1} = x_0
@@ -94,7 +94,7 @@ def momentum_residual(T: Operator, x: Iterate, steps: int, *, gamma: float = 0.9
     reference="Lu, Zhong, Li, Dong 2018 (LM-ResNet)",
     aliases=("lm_resnet",),
     ancestor={"k": 0.0},
-    network={"reading": "residual"},
+    network=NetworkDefaults(reading="residual"),
 )
 def linear_multistep(T: Operator, x: Iterate, steps: int, *, k: float = -0.1, P: Operator = identity) -> Iterate:
     """x_{k+1} = P((1 - k) x_k + k x_{k-1} + (T(x_k) - x_k)),  x_{-1} = x_0

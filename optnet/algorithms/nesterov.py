@@ -4,9 +4,9 @@ from functools import reduce
 from math import sqrt
 from operator import add
 
-from optnet.guarantees import Theorem
-from optnet.symbols import Iterate, Operator, identity
-from optnet.tracing import algorithm
+from optnet.language.declaration import NetworkDefaults, algorithm
+from optnet.language.symbols import Iterate, Operator, identity
+from optnet.language.theorems import Theorem
 
 
 def momentum(steps: int) -> list[float]:
@@ -25,7 +25,7 @@ def momentum(steps: int) -> list[float]:
     reference="Nesterov 1983; Beck and Teboulle 2009; Li, Yang, Chen, Lin 2018, AGD in one-T form",
     aliases=("agd", "nag", "accelerated_gradient"),
     ancestor={"beta": 0.0},
-    network={"reading": "residual"},
+    network=NetworkDefaults(reading="residual"),
     theorem=Theorem(
         metric="gap",
         bound=lambda k, mu, L: 2 * L / (k + 1) ** 2,
@@ -68,7 +68,7 @@ def dense_weights(steps: int) -> list[list[float]]:
     reference="Li, Yang, Chen, Lin 2018, AGD in dense form, eq. (2) and (18)",
     aliases=("agd_dense",),
     ancestor={"alpha": 1.0, "beta": 0.0},
-    network={"layer": "dense", "reading": "map", "constants": {"all_iterates": True, "skips": False}},
+    network=NetworkDefaults(layer="dense", reading="map", constants={"all_iterates": True, "skips": False}),
 )
 def nesterov_dense(
     T: Operator,

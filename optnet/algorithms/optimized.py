@@ -5,9 +5,9 @@ Pure recurrences: no torch, no layers.
 
 from math import sqrt
 
-from optnet.guarantees import Theorem
-from optnet.symbols import Iterate, Operator, identity
-from optnet.tracing import algorithm
+from optnet.language.declaration import algorithm
+from optnet.language.symbols import Iterate, Operator, identity
+from optnet.language.theorems import Theorem
 
 
 def thetas(steps: int) -> list[float]:

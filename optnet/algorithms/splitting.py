@@ -1,9 +1,9 @@
 """Methods with two operators: a gradient step G and a proximal step P, or two proximal steps. No torch, no layers."""
 
 from optnet.algorithms.nesterov import momentum
-from optnet.guarantees import Theorem
-from optnet.symbols import Iterate, Operator
-from optnet.tracing import algorithm
+from optnet.language.declaration import NetworkDefaults, algorithm
+from optnet.language.symbols import Iterate, Operator
+from optnet.language.theorems import Theorem
 
 _RECONSTRUCTION = "its operators belong to a measurement, not to a classifier; unroll it on operators of your own"
 
@@ -11,7 +11,7 @@ _RECONSTRUCTION = "its operators belong to a measurement, not to a classifier; u
 @algorithm(
     reference="Daubechies, Defrise, De Mol 2004; Combettes and Wajs 2005",
     aliases=("proximal_gradient", "forward_backward"),
-    network={"layer": "basic", "reading": "residual"},
+    network=NetworkDefaults(layer="basic", reading="residual"),
     theorem=Theorem(
         metric="gap",
         bound=lambda k, mu, L: L / (2 * k),
@@ -33,7 +33,7 @@ def ista(G: Operator, P: Operator, x: Iterate, steps: int, *, relax: float = 1.0
 @algorithm(
     reference="Beck and Teboulle 2009",
     aliases=("accelerated_proximal_gradient",),
-    network={"layer": "basic", "reading": "residual"},
+    network=NetworkDefaults(layer="basic", reading="residual"),
     theorem=Theorem(
         metric="gap",
         bound=lambda k, mu, L: 2 * L / (k + 1) ** 2,
@@ -56,7 +56,7 @@ def fista(G: Operator, P: Operator, x: Iterate, steps: int) -> Iterate:
 @algorithm(
     reference="Douglas and Rachford 1956; Lions and Mercier 1979",
     aliases=("dr",),
-    network={"unsuited": _RECONSTRUCTION},
+    network=NetworkDefaults(unsuited=_RECONSTRUCTION),
 )
 def douglas_rachford(P: Operator, Q: Operator, x: Iterate, steps: int, *, relax: float = 1.0) -> Iterate:
     """z_{k+1} = z_k + relax (Q(2 P(z_k) - z_k) - P(z_k)),  x_{k+1} = P(z_{k+1}),  z_0 = x_0
@@ -73,7 +73,7 @@ def douglas_rachford(P: Operator, Q: Operator, x: Iterate, steps: int, *, relax:
 @algorithm(
     reference="Boyd, Parikh, Chu, Peleato, Eckstein 2011, section 3; Yang, Sun, Li, Xu 2016 (ADMM-Net)",
     aliases=("admm_gp", "proximal_admm"),
-    network={"unsuited": _RECONSTRUCTION},
+    network=NetworkDefaults(unsuited=_RECONSTRUCTION),
 )
 def splitting_admm(
     G: Operator, P: Operator, x: Iterate, steps: int, *, rho: float = 0.5, relax: float = 1.0
@@ -98,7 +98,7 @@ def splitting_admm(
 @algorithm(
     reference="Chambolle and Pock 2011",
     aliases=("primal_dual", "chambolle_pock"),
-    network={"unsuited": _RECONSTRUCTION},
+    network=NetworkDefaults(unsuited=_RECONSTRUCTION),
 )
 def pdhg(
     P: Operator,

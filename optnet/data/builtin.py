@@ -1,36 +1,36 @@
-"""Data sets that need no files: scikit-learn's digits, and made-up pictures of any shape."""
+"""Data sets that need no files: scikit-learn's digits, and made-up images of any shape."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 
-from optnet.data.pictures import Pictures, Source
+from optnet.data.examples import Examples, Source
 
 DIGITS = tuple(map(str, range(10)))
 
 
 def digits() -> Source:
-    """1,797 digits of 8x8 pixels that come with scikit-learn; every fifth one, in a fixed order, is a test picture."""
+    """1,797 digits of 8x8 pixels that come with scikit-learn; every fifth one, in a fixed order, is a test image."""
     from sklearn.datasets import load_digits
 
     found = load_digits()
     images = torch.from_numpy(found.images).float().unsqueeze(1) / 16
-    everything = Pictures(images, torch.from_numpy(found.target).long())
+    everything = Examples(images, torch.from_numpy(found.target).long())
     order = torch.randperm(len(everything), generator=torch.Generator().manual_seed(0)).tolist()
     test, train = everything.select(order[::5]), everything.select([i for k, i in enumerate(order) if k % 5])
     return Source(DIGITS, (0.305,), (0.376,), train, test)
 
 
 def synthetic(size: int, classes: int, images: int) -> Source:
-    """Colour pictures of ``size`` x ``size`` pixels: each class a pattern of its own (4x4 random colours), with noise.
+    """Colour images of ``size`` x ``size`` pixels: each class a pattern of its own (4x4 random colours), with noise.
 
-    For trying out a recipe without its data. The pictures are the same in every run; a fifth of them is the test split.
+    For trying out a recipe without its data. The images are the same in every run; a fifth of them is the test split.
     """
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(images) % classes
     patterns = torch.rand(classes, 3, 4, 4, generator=generator)[labels]
-    pictures = F.interpolate(patterns, size=(size, size), mode="bilinear")
-    pictures += 0.1 * torch.randn(pictures.shape, generator=generator)
-    test, train = Pictures((255 * pictures.clamp(0, 1)).byte(), labels).split(0.2, seed=0)
+    noisy = F.interpolate(patterns, size=(size, size), mode="bilinear")
+    noisy += 0.1 * torch.randn(noisy.shape, generator=generator)
+    test, train = Examples((255 * noisy.clamp(0, 1)).byte(), labels).split(0.2, seed=0)
     return Source(tuple(map(str, range(classes))), (0.5,) * 3, (0.25,) * 3, train, test)

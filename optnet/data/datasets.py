@@ -12,13 +12,13 @@ from torch import Tensor
 from torchvision import transforms
 
 from optnet.data import builtin, folders
+from optnet.data.examples import Examples, Source
 from optnet.data.loading import FileLoader, Loader, TensorLoader
-from optnet.data.pictures import Pictures, Source
 from optnet.data.published import PUBLISHED
 from optnet.errors import DataError
 
 AUGMENTATIONS = ("none", "shift", "crop_flip", "zoom_flip")
-"""Of the training pictures: nothing; moved by up to 1 pixel; moved by up to 4, and mirrored (of files: at least 0.35 of
+"""Of the training images: nothing; moved by up to 1 pixel; moved by up to 4, and mirrored (of files: at least 0.35 of
 the area, and mirrored); at least 0.08 of the area, and mirrored, as usual for ImageNet (Szegedy et al. 2015)."""
 DATA_SETS = ("digits", *PUBLISHED, "imagenet", "folder", "synthetic")
 _PADDING = {"none": 0, "shift": 1, "crop_flip": 4}
@@ -37,16 +37,16 @@ class DataSet:
     shape: tuple[int, int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    train: Pictures
-    validation: Pictures
-    test: Pictures
+    train: Examples
+    validation: Examples
+    test: Examples
     crop: float = 1.0
 
     def __str__(self) -> str:
         sizes = ", ".join(f"{len(getattr(self, split)):,} {split}" for split in SPLITS)
         names = self.classes if len(self.classes) <= 10 else (*self.classes[:3], "...", self.classes[-1])
         shape = "x".join(map(str, self.shape))
-        return f"{self.name}: {sizes} pictures of {shape}, {len(self.classes)} classes ({', '.join(names)})"
+        return f"{self.name}: {sizes} images of {shape}, {len(self.classes)} classes ({', '.join(names)})"
 
     def loader(
         self,
@@ -63,29 +63,29 @@ class DataSet:
     ) -> Loader:
         """Batches of one split; shuffled and augmented if ``training``.
 
-        Of pictures in files, ``skip`` leaves out those that cannot be read, and ``transform`` takes the place of the
+        Of images in files, ``skip`` leaves out those that cannot be read, and ``transform`` takes the place of the
         data set's own.
 
         Raises:
-            DataError: the split is empty, or ``augment`` is for pictures in files.
+            DataError: the split is empty, or ``augment`` is for images in files.
         """
-        pictures: Pictures = getattr(self, split)
-        if not len(pictures):
-            raise DataError(f"{self.name} has no pictures for the {split} split")
+        examples: Examples = getattr(self, split)
+        if not len(examples):
+            raise DataError(f"{self.name} has no images for the {split} split")
         augment = augment if training else "none"
-        if isinstance(pictures.images, Tensor):
+        if isinstance(examples.images, Tensor):
             if augment not in _PADDING:
                 raise DataError(
-                    f"data.augment={augment} is for pictures in files; {self.name} takes {', '.join(_PADDING)}"
+                    f"data.augment={augment} is for images in files; {self.name} takes {', '.join(_PADDING)}"
                 )
             padding = _PADDING[augment]
             return TensorLoader(
-                pictures.images, pictures.labels, batch_size, mean=self.mean, std=self.std, device=device,
+                examples.images, examples.labels, batch_size, mean=self.mean, std=self.std, device=device,
                 shuffle=training, padding=padding, mirror=augment == "crop_flip", seed=seed,
             )  # fmt: skip
         transform = transform or self._file_transform(augment)
         return FileLoader(
-            pictures.images, transform, batch_size, device=device, shuffle=training, workers=workers, seed=seed,
+            examples.images, transform, batch_size, device=device, shuffle=training, workers=workers, seed=seed,
             skip=skip,
         )  # fmt: skip
 
@@ -121,15 +121,15 @@ def load(
         name: one of ``DATA_SETS``.
         root: the folder of the data sets, laid out as torchvision does; for ``imagenet`` and ``folder`` the one with
             the class folders, or with train, val and test above them.
-        validation: the part of the training pictures held out, drawn by ``seed``, if there is no such split already.
+        validation: the part of the training images held out, drawn by ``seed``, if there is no such split already.
             The test split never depends on it.
-        size: height and width of a class folder's or of synthetic pictures, in pixels.
+        size: height and width of a class folder's or of synthetic images, in pixels.
         crop: the part of a file's short side that evaluation looks at, in its middle.
         classes, images: how many synthetic ones.
-        limit: at most so many pictures of each split, the same ones in every run.
+        limit: at most so many images of each split, the same ones in every run.
         verify: compare the files' checksums with the published ones.
         download: fetch missing files.
-        training: whether there must be training pictures.
+        training: whether there must be training images.
 
     Raises:
         DataError: the data set is unknown, missing, damaged or empty.
@@ -139,7 +139,7 @@ def load(
     if held_out is None:
         held_out, train = train.split(validation, seed)
     if training and not len(train):
-        raise DataError(f"{name} in {root} has too few pictures to split: {len(source.train)}")
+        raise DataError(f"{name} in {root} has too few images to split: {len(source.train)}")
     train, held_out, test = (part.limited(limit) for part in (train, held_out, source.test))
     channels, height, width = train.images.shape[1:] if isinstance(train.images, Tensor) else (3, size, size)
     shape = (channels, height, width)

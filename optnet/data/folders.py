@@ -1,4 +1,4 @@
-"""Pictures as files in one folder a class: your own, or ImageNet's. Lists files, and reads one as 8-bit colours."""
+"""Examples as files in one folder a class: your own, or ImageNet's. Lists files, and reads one as 8-bit colours."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torchvision import datasets
 
-from optnet.data.pictures import Pictures, Source
+from optnet.data.examples import Examples, Source
 from optnet.errors import DataError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -19,8 +19,8 @@ SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "
 """What a split's folder may be called, in small letters or capitals."""
 
 
-def picture(path: str) -> Image.Image:
-    """The picture in a file, as 8-bit RGB; what is transparent has the colour that is stored there.
+def read_image(path: str) -> Image.Image:
+    """The image in a file, as 8-bit RGB; what is transparent has the colour that is stored there.
 
     Raises:
         DataError: it cannot be read.
@@ -30,11 +30,11 @@ def picture(path: str) -> Image.Image:
             return _eight_bit(opened).convert("RGB")
     except Exception as error:  # Pillow raises what its decoders raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{path} cannot be read as a picture ({reason})") from None
+        raise DataError(f"{path} cannot be read as a image ({reason})") from None
 
 
 def _eight_bit(opened: Image.Image) -> Image.Image:
-    """A picture that Pillow converts to RGB as it looks."""
+    """A image that Pillow converts to RGB as it looks."""
     if opened.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip at 255
         return Image.fromarray((np.asarray(opened).clip(0, 2**16 - 1) >> 8).astype(np.uint8))
     if opened.mode == "P" and "transparency" in opened.info:
@@ -48,16 +48,16 @@ def extensions() -> frozenset[str]:
     return frozenset(ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN)
 
 
-def _is_picture(path: str) -> bool:
+def _is_image(path: str) -> bool:
     file = Path(path)
     return file.suffix.lower() in extensions() and not file.name.startswith(".")
 
 
 class _Classes(datasets.ImageFolder):
-    """A class for each folder, of the files with a picture's extension."""
+    """A class for each folder, of the files with a image's extension."""
 
     def __init__(self, root: Path) -> None:
-        super().__init__(str(root), loader=picture, is_valid_file=_is_picture)
+        super().__init__(str(root), loader=read_image, is_valid_file=_is_image)
 
     def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
         names = _folders(Path(directory))
@@ -72,7 +72,7 @@ def _folders(place: Path) -> list[str]:
 
 
 def read(root: Path) -> Source:
-    """Pictures under root/train, root/val and root/test, or under root itself.
+    """Examples under root/train, root/val and root/test, or under root itself.
 
     With train and test, val is the validation split if it is there; with train and val alone, val is the test split
     (ImageNet's layout), and with train alone a fixed fifth of it. One folder of classes without these is split in the
@@ -87,7 +87,7 @@ def read(root: Path) -> Source:
     places = _splits(root) or {"train": root}
     parts, classes = {}, {}
     for split, place in places.items():
-        parts[split], classes[split] = _pictures(place)
+        parts[split], classes[split] = _examples(place)
     first, *others = places
     for split in others:
         if different := ", ".join(sorted(set(classes[first]) ^ set(classes[split]))):
@@ -124,9 +124,9 @@ def _splits(root: Path) -> dict[str, Path]:
     return places
 
 
-def _pictures(root: Path) -> tuple[Pictures, tuple[str, ...]]:
+def _examples(root: Path) -> tuple[Examples, tuple[str, ...]]:
     try:
         folder = _Classes(root)
     except FileNotFoundError as error:
-        raise DataError(f"{root} has no class folders with pictures: {str(error).splitlines()[0]}") from None
-    return Pictures(folder, torch.tensor(folder.targets)), tuple(folder.classes)
+        raise DataError(f"{root} has no class folders with images: {str(error).splitlines()[0]}") from None
+    return Examples(folder, torch.tensor(folder.targets)), tuple(folder.classes)

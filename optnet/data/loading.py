@@ -32,11 +32,11 @@ class Loader(ABC):
     """Batches of one split: ``(images, labels)``, float32 (batch, c, h, w), normalised, and int64 (batch,).
 
     With ``shuffle`` the order and the augmentation of batch b in epoch e depend on (seed, e, b) alone; ``start`` skips
-    batches exactly. In training a last batch that has a single picture for a process is left out: batch norm cannot
+    batches exactly. In training a last batch that has a single image for a process is left out: batch norm cannot
     take it.
 
     Attributes:
-        unreadable: what was wrong with pictures that were left out.
+        unreadable: what was wrong with images that were left out.
     """
 
     def __init__(self, images: int, batch_size: int, device: torch.device, shuffle: bool, seed: int) -> None:
@@ -51,15 +51,15 @@ class Loader(ABC):
         return max(1, -(-self.count // self.batch_size) - lone)
 
     def resized(self, batch_size: int) -> Self:
-        """The same pictures, not copied, in batches of another size."""
+        """The same images, not copied, in batches of another size."""
         other = copy.copy(self)
         other.batch_size = batch_size
         return other
 
     def shared(self, rank: int, world: int) -> Self:
-        """The same batches, but of each the pictures ``rank``, ``rank + world``, ...: the share of one of ``world``.
+        """The same batches, but of each the images ``rank``, ``rank + world``, ...: the share of one of ``world``.
 
-        Together the shares are the batch, picture for picture. An empty share is left out.
+        Together the shares are the batch, image for image. An empty share is left out.
         """
         other = copy.copy(self)
         other.rank, other.world = rank, world
@@ -70,7 +70,7 @@ class Loader(ABC):
         return slice(self.rank, None, self.world)
 
     def order(self, epoch: int) -> Tensor:
-        """The pictures' numbers in the order of an epoch."""
+        """The images' numbers in the order of an epoch."""
         if not self.shuffle:
             return torch.arange(self.count)
         return torch.randperm(self.count, generator=_generator(self.seed, epoch))
@@ -148,7 +148,7 @@ class TensorLoader(Loader):
 
 
 class _Seeded(Dataset[Any]):
-    """Pictures whose random transform depends on (seed, epoch, index) alone; what cannot be read is a ``DataError``."""
+    """Examples whose random transform depends on (seed, epoch, index) alone; what cannot be read is a ``DataError``."""
 
     def __init__(self, dataset: Dataset[Any], transform: Callable[[Any], Tensor], seed: int, epoch: int) -> None:
         self.dataset, self.transform, self.seed, self.epoch = dataset, transform, seed, epoch
@@ -170,15 +170,15 @@ def _collate(samples: list[Any]) -> tuple[Batch | None, list[str]]:
 
 
 class FileLoader(Loader):
-    """Batches of pictures read and transformed ahead by worker processes.
+    """Batches of images read and transformed ahead by worker processes.
 
     Args:
-        dataset: its items are (picture, label), or raise ``DataError`` where a picture cannot be read.
-        skip: leave such pictures out, and note what was wrong with each in ``unreadable``. Where that leaves nothing
+        dataset: its items are (image, label), or raise ``DataError`` where a image cannot be read.
+        skip: leave such images out, and note what was wrong with each in ``unreadable``. Where that leaves nothing
             of a batch, it is left out too; in training the next batch takes its place.
 
     Raises:
-        DataError: from ``batches``: a picture cannot be read, or, skipping, not a single one can.
+        DataError: from ``batches``: a image cannot be read, or, skipping, not a single one can.
     """
 
     def __init__(
@@ -219,4 +219,4 @@ class FileLoader(Loader):
                 images, labels = batch
                 yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
         if wrong and not read:
-            raise DataError(f"{wrong[0]}, and no other one of these pictures either")
+            raise DataError(f"{wrong[0]}, and no other one of these images either")

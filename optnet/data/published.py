@@ -1,4 +1,4 @@
-"""Published data sets of small pictures, read by torchvision from its own layouts. Splits off no validation."""
+"""Published data sets of small images, read by torchvision from its own layouts. Splits off no validation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torchvision import datasets
 
 from optnet.data.builtin import DIGITS
-from optnet.data.pictures import Pictures, Source
+from optnet.data.examples import Examples, Source
 from optnet.errors import DataError
 
 
@@ -21,7 +21,7 @@ class Published:
     Attributes:
         kind: its class in torchvision.
         axes: how its array lies: ``nhw`` (grey), ``nhwc`` or ``nchw``.
-        mean, std: of the training pictures in 0..1, a number for each channel.
+        mean, std: of the training images in 0..1, a number for each channel.
         classes: the classes' names; empty if the class in torchvision knows them.
         folder: where its files lie below the root, if torchvision itself makes no folder for them.
     """
@@ -43,7 +43,7 @@ class Published:
         if not place.is_dir() and not download:
             place = Path(root)
         train, test = (self._part(place, split, verify, download) for split in ("train", "test"))
-        return Source(self.classes or tuple(train.classes), self.mean, self.std, *map(self._pictures, (train, test)))
+        return Source(self.classes or tuple(train.classes), self.mean, self.std, *map(self._examples, (train, test)))
 
     def _part(self, place: Path, split: str, verify: bool, download: bool) -> Any:
         kind = self.kind if verify else _unverified(self.kind)
@@ -57,11 +57,11 @@ class Published:
                 advice += "; data.verify=false takes files of another checksum"
             raise DataError(f"{kind.__name__} is not in {place} ({reason}); {advice}") from None
 
-    def _pictures(self, part: Any) -> Pictures:
+    def _examples(self, part: Any) -> Examples:
         images = torch.as_tensor(part.data)
         images = images.unsqueeze(1) if self.axes == "nhw" else images.permute(*map(self.axes.index, "nchw"))
         labels = part.labels if hasattr(part, "labels") else part.targets
-        return Pictures(images.contiguous(), torch.as_tensor(labels).long())
+        return Examples(images.contiguous(), torch.as_tensor(labels).long())
 
 
 def _unverified(kind: type[Any]) -> type[Any]:

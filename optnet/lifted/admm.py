@@ -43,7 +43,7 @@ class ADMMOptions(SplittingOptions):
         """
         if not self.full_batch:
             raise ConfigError(
-                "trainer.full_batch=false: trainer=admm keeps a multiplier for each picture, so each step takes all of "
+                "trainer.full_batch=false: trainer=admm keeps a multiplier for each image, so each step takes all of "
                 "them; use trainer=bcd for batches"
             )
 
@@ -54,7 +54,7 @@ class ADMM(Splitting):
     Taylor, Burmeister, Xu, Singh, Patel, Goldstein 2016 (ICML); m_k = W_k x_{k-1} + b_k, squares without 1/2. One sweep
     goes from the first layer to the last: W~_k, x_k, u_k, each at its minimiser of this Lagrangian (u_k as near as
     ``fit`` finds it; the paper leaves lambda out of W_n and x_{n-1}); then lambda <- lambda + 2 beta (u_n - m_n), with
-    which lambda = -dl/du_n. Each picture has a multiplier of its own, so a step takes all pictures.
+    which lambda = -dl/du_n. Each image has a multiplier of its own, so a step takes all images.
     """
 
     def __init__(self, model: nn.Module, options: ADMMOptions) -> None:

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from optnet import objectives
 from optnet.errors import ModelError
-from optnet.mlp import MLP
-from optnet.objectives import Activation, Elementwise
+from optnet.networks import objectives
+from optnet.networks.mlp import MLP
+from optnet.networks.objectives import Activation, Elementwise
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from optnet.objectives import Activation
+from optnet.networks.objectives import Activation
 
 GRID, HALVINGS = 33, 16
 """Points of the grid, and halvings of their distance around the lowest, for a phi that is not piecewise linear."""

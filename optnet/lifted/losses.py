@@ -22,16 +22,16 @@ class Loss(ABC):
         taken as they are.
 
         Raises:
-            DataError: there is not one label or target for each picture, or a label names none of the outputs.
+            DataError: there is not one label or target for each image, or a label names none of the outputs.
         """
         count, width = outputs.shape
         given = tuple(labels.shape)
         if labels.is_floating_point():
             if given != (count, width):
-                raise DataError(f"targets of shape {given} do not fit {count} pictures and {width} outputs")
+                raise DataError(f"targets of shape {given} do not fit {count} images and {width} outputs")
             return labels.to(outputs.dtype)
         if given != (count,):
-            raise DataError(f"labels of shape {given} do not fit {count} pictures; give one for each")
+            raise DataError(f"labels of shape {given} do not fit {count} images; give one for each")
         if labels.dtype == torch.bool or labels.is_complex():
             raise DataError(f"labels must be whole numbers, not {labels.dtype}")
         low, high = int(labels.min()), int(labels.max())

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from optnet.lifted.linalg import augment, pseudo_inverse, squared_norm
 from optnet.lifted.trainer import Blocks, Lifted, Options
-from optnet.objectives import Activation
+from optnet.networks.objectives import Activation
 from optnet.options import choice, number
 
 ORDERS = ("serial", "jacobi")

@@ -29,12 +29,12 @@ class MACOptions(Options):
     """``trainer=mac``.
 
     Attributes:
-        mu: the penalty at the start; times ``growth`` after each sweep over all pictures that lowers the objective by
+        mu: the penalty at the start; times ``growth`` after each sweep over all images that lowers the objective by
             less than the part ``stall``, up to ``mu_max``. In batches mu stays as it is.
         damping: added to the diagonal of the weights' normal equations, times the batch.
-        cg: steps of conjugate gradients for each unit's normal equations, preconditioned where all pictures are taken;
+        cg: steps of conjugate gradients for each unit's normal equations, preconditioned where all images are taken;
             0 solves them by Cholesky.
-        full_batch: all training pictures in each step, coordinates kept; else each batch starts from its forward pass.
+        full_batch: all training images in each step, coordinates kept; else each batch starts from its forward pass.
     """
 
     name: str = "mac"

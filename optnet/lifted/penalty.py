@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from optnet.lifted.lpom import LPOM, W_STEPS, LPOMOptions
-from optnet.objectives import Activation
+from optnet.networks.objectives import Activation
 from optnet.options import choice
 
 

@@ -16,7 +16,7 @@ class SplittingOptions(Options):
     """What both splitting methods can be told.
 
     Attributes:
-        full_batch: all training pictures in each step; else each batch starts anew from its forward pass.
+        full_batch: all training images in each step; else each batch starts anew from its forward pass.
     """
 
     full_batch: bool = True
@@ -30,13 +30,13 @@ class Splitting(Lifted):
     def __init__(self, model: nn.Module, options: SplittingOptions) -> None:
         super().__init__(model, options, options.full_batch)
         self.need_linear_output()
-        self._pictures: Tensor | None = None
+        self._gram: Tensor | None = None
 
     def regress(self, blocks: Blocks, k: int, residual: Tensor, lam: float) -> None:
         """W~_k + argmin_D |residual - x~ D^T|^2 + lam |D|^2; x_0 never changes, so its Gram matrix is kept."""
         known = None
         if k == 0 and self.full_batch:
-            known = self._pictures = gram(blocks.x[0]) if self._pictures is None else self._pictures
+            known = self._gram = gram(blocks.x[0]) if self._gram is None else self._gram
         layer = self.layers[k]
         layer.set(layer.joined + ridge(blocks.x[k], residual, lam, known))
 

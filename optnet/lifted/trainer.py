@@ -28,7 +28,7 @@ class Blocks:
 
     Attributes:
         y: targets, (batch, outputs).
-        x: activations x_0 (the pictures) .. x_n, each (batch, width).
+        x: activations x_0 (the images) .. x_n, each (batch, width).
         u: pre-activations u_1 .. u_n, from index 0: u[k] belongs to x[k + 1] and to layer k.
         dual: the multiplier of a method that has one.
     """
@@ -56,7 +56,7 @@ class Lifted(ABC):
     Args:
         model: a chain of Linear layers and non-decreasing activations, like ``model=mlp``.
         options: the method's own.
-        full_batch: every step gets all training pictures in the same order, and the activations are kept between
+        full_batch: every step gets all training images in the same order, and the activations are kept between
             steps; else each batch starts from its forward pass.
 
     Raises:
@@ -106,12 +106,12 @@ class Lifted(ABC):
         """The feasible point: x_k = phi_k(u_k), u_k = W_k x_{k-1} + b_k.
 
         Raises:
-            DataError: the pictures or labels do not fit the network or each other.
+            DataError: the images or labels do not fit the network or each other.
         """
         x, u = [images.flatten(1)], []
         given, wanted = x[0].shape[1], self.layers[0].weight.shape[1]
         if given != wanted:
-            raise DataError(f"pictures of {given} values do not fit the network's {wanted} inputs")
+            raise DataError(f"images of {given} values do not fit the network's {wanted} inputs")
         for layer in self.layers:
             u.append(layer(x[-1]))
             x.append(layer.activation.phi(u[-1]))
@@ -125,7 +125,7 @@ class Lifted(ABC):
         is the cross-entropy in nats, or the trainer's own for targets; NaN once a block or the objective is not finite.
 
         Raises:
-            DataError: the pictures or labels do not fit the network or each other.
+            DataError: the images or labels do not fit the network or each other.
         """
         blocks = self.forward(images, labels)
         outputs = blocks.x[-1]
@@ -146,11 +146,11 @@ class Lifted(ABC):
         return torch.where(objective.isfinite(), loss, torch.nan), right
 
     def _keep(self, fresh: Blocks) -> Blocks:
-        """The blocks of the step before, with this step's pictures; at the first step those of the forward pass."""
+        """The blocks of the step before, with this step's images; at the first step those of the forward pass."""
         if self._kept is None:
             self._kept = self.start(fresh)
         if len(self._kept.x[1]) != len(fresh.y):
-            raise CheckpointError(f"the kept activations are of {len(self._kept.x[1])} pictures, not of {len(fresh.y)}")
+            raise CheckpointError(f"the kept activations are of {len(self._kept.x[1])} images, not of {len(fresh.y)}")
         self._kept.y, self._kept.x[0] = fresh.y, fresh.x[0]
         return self._kept
 
@@ -176,7 +176,7 @@ class Lifted(ABC):
         to = self.layers[0].weight.device
         self._sums = [value.to(to) for value in state["sums"]]
         if (kept := state["blocks"]) is not None:
-            nowhere = torch.empty(0)  # the pictures and targets come with the next step
+            nowhere = torch.empty(0)  # the images and targets come with the next step
             dual = None if kept["dual"] is None else kept["dual"].to(to)
             x, u = ([value.to(to) for value in kept[key]] for key in "xu")
             self._kept = Blocks(nowhere, [nowhere, *x], u, dual)

@@ -26,14 +26,14 @@ class Backpropagation:
         optimizer: over its parameters.
         scheduler: one of timm's, stepped once an update; None leaves the learning rate as it is.
         precision: of the forward pass, by autocast; float16 scales the loss.
-        parts: that a batch is taken in, one after the other, where it does not fit in memory, of two pictures at
+        parts: that a batch is taken in, one after the other, where it does not fit in memory, of two images at
             least; their gradients add up to the batch's, except that batch norm has the statistics of each part.
         clip, clip_mode: the gradient's norm at most, each entry's size at most, or (agc) each row's norm at most as a
             part of its weights' norm (Brock et al. 2021, eq. (3)). None: nothing is clipped.
         smoothing: the part of a label that is spread over all classes (Szegedy et al. 2016).
-        mixing: mixes pictures and labels first; it smooths labels itself.
+        mixing: mixes images and labels first; it smooths labels itself.
         average: of the weights, which is then scored and kept in place of the weights themselves.
-        channels_last: the layout of pictures and weights in memory.
+        channels_last: the layout of images and weights in memory.
         compiled: run the forward pass through torch.compile.
 
     Attributes:
@@ -84,10 +84,10 @@ class Backpropagation:
         count = max(1, min(self.parts, len(labels) // 2))
         parts = list(zip(images.tensor_split(count), target.tensor_split(count), strict=True))
         share = distributed.share(len(labels))
-        for i, (pictures, wanted) in enumerate(parts, 1):
+        for i, (part, wanted) in enumerate(parts, 1):
             with nullcontext() if i == len(parts) else distributed.gathering(self.replica):
                 with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
-                    logits = self.forward(pictures)
+                    logits = self.forward(part)
                 smoothing = self.smoothing if self.mixing is None else 0.0
                 loss = F.cross_entropy(logits.float(), wanted, label_smoothing=smoothing) * (len(wanted) / len(labels))
                 self.scaler.scale(loss * share).backward()

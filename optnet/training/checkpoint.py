@@ -17,8 +17,8 @@ from timm.models import load_checkpoint
 from torch import nn
 
 from optnet.errors import CheckpointError, ConfigError
-from optnet.network import Network
-from optnet.zoo import list_models
+from optnet.networks.network import Network
+from optnet.networks.zoo import MODELS
 
 FORMAT = 2
 LAST, BEFORE, BEST = "last.pt", "previous.pt", "best.pt"
@@ -160,7 +160,7 @@ def describe(model: nn.Module, name: str, kwargs: dict[str, Any]) -> dict[str, A
 
 
 _STARTED_FROM = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path")
-_TRACED = ("algorithm", "algorithm_kwargs", "coefficient_init", "reading", "transition")
+_TRACED = ("algorithm", "constants", "coefficient_init", "reading", "transition")
 
 
 def rebuild(content: dict[str, Any]) -> nn.Module:
@@ -175,7 +175,7 @@ def rebuild(content: dict[str, Any]) -> nn.Module:
         if not timm.is_model(name):
             raise CheckpointError(f"the checkpoint's model '{str(name)[:80]}' is none of optnet's or timm's")
         kwargs = {key: value for key, value in kwargs.items() if key not in (*_STARTED_FROM, *_TRACED)}
-        if name.partition(".")[0] in list_models():
+        if name.partition(".")[0] in MODELS:
             kwargs["algorithm"] = None  # its programs, and they alone, say what it computes
         model: nn.Module = timm.create_model(name, **kwargs)
         model.load_state_dict(content["state_dict"])

@@ -175,7 +175,7 @@ def gathering(network: nn.Module) -> AbstractContextManager[None]:
 
 
 def share(count: int) -> float:
-    """n_r R / sum_r n_r for the ``count`` = n_r pictures of process r of R: times its mean loss, the replica's averaged
+    """n_r R / sum_r n_r for the ``count`` = n_r images of process r of R: times its mean loss, the replica's averaged
     gradient is that of the whole batch's mean loss, however unequal the shares."""
     total = torch.tensor(float(count))
     summed(total)

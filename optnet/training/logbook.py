@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
-from optnet.unroll import coefficients
+from optnet.networks.unrolled import coefficients
 
 EVENTS = "events.out.tfevents*"
 

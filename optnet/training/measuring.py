@@ -1,4 +1,4 @@
-"""What a network costs: multiply-adds of a picture, pictures a second. Scores nothing."""
+"""What a network costs: multiply-adds of a image, images a second. Scores nothing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def multiply_adds(model: nn.Module, images: Tensor) -> int:
 
 @torch.no_grad()
 def throughput(model: nn.Module, images: Tensor, seconds: float = 1.0) -> float:
-    """Pictures a second in forward passes of a batch of images (batch, c, h, w), for at least so many seconds.
+    """Examples a second in forward passes of a batch of images (batch, c, h, w), for at least so many seconds.
 
     Loading is not counted; the first pass warms up.
     """

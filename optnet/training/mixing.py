@@ -1,4 +1,4 @@
-"""Pictures mixed with one another, and their labels with them. Nothing else is augmented here."""
+"""Examples mixed with one another, and their labels with them. Nothing else is augmented here."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Mixing:
             if len(images) % 2 == 0:
                 return self.mix(images.clone(), labels)
             # timm pairs the first with the last, the second with the one before: a second copy of an odd batch's last
-            # picture is the first one's partner
+            # image is the first one's partner
             mixed, target = self.mix(torch.cat([images, images[-1:]]), torch.cat([labels, labels[-1:]]))
             return mixed[:-1], target[:-1]
         finally:

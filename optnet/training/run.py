@@ -9,18 +9,19 @@ from pathlib import Path
 import torch
 from omegaconf import OmegaConf
 
+from optnet.app import trainers
+from optnet.app.config import Train
+from optnet.app.preparation import Parts, prepare
 from optnet.data import Loader
 from optnet.data.loading import seed_of
 from optnet.errors import CheckpointError, RequestError
-from optnet.training import checkpoint, distributed, trainers
-from optnet.training.config import Train
+from optnet.training import checkpoint, distributed
 from optnet.training.course import Course
 from optnet.training.environment import keeping_random_state, peak_memory, random_state, set_random_state, versions
 from optnet.training.interruption import signals
 from optnet.training.logbook import Logbook, Silence, new_folder, write_json, write_whole
 from optnet.training.loop import Diverged, Observer, Progress, train_epoch
-from optnet.training.monitor import Monitor
-from optnet.training.preparation import Parts, prepare
+from optnet.training.monitoring.monitor import Monitor
 from optnet.training.profiling import Profiling
 from optnet.training.scoring import Score, evaluate
 from optnet.training.screen import Screen, screen
@@ -41,7 +42,7 @@ def train(parts: Parts) -> float:
             return run.finish(caught)
     except Diverged as error:
         run.stopped(f"{error}; a lower lr may help")
-    except (RequestError, OSError) as error:  # a picture or the best checkpoint that cannot be read; a full disk
+    except (RequestError, OSError) as error:  # a image or the best checkpoint that cannot be read; a full disk
         run.stopped(str(error))
     except RuntimeError as error:
         if not distributed.is_lost_peer(error):
@@ -103,15 +104,13 @@ class Run:
         self.logbook.say(f"{parts.data}; {described}{together}; in {self.folder}")
         if full_batch:
             ignored = "batch_size, lr, optim, schedule and data.augment do not count"
-            self.logbook.say(
-                f"trainer={config.trainer.name} takes all training pictures at once, as they are: {ignored}"
-            )
+            self.logbook.say(f"trainer={config.trainer.name} takes all training images at once, as they are: {ignored}")
 
     def _epoch(self) -> dict[str, int]:
         """What the batches of the epoch to go on with are made by."""
         epoch = min(self.progress.epoch, self.course.epochs - 1)
         loader = self.course.loader(epoch)
-        return {"pictures": loader.count, "batch_size": loader.batch_size, "steps": self.course.steps[epoch]}
+        return {"images": loader.count, "batch_size": loader.batch_size, "steps": self.course.steps[epoch]}
 
     def _check_epoch(self, saved: dict[str, int]) -> None:
         """Whether an epoch that was stopped in its midst goes on with the batches that it had.
@@ -183,7 +182,7 @@ class Run:
             sys.exit(128 + stop)
 
     def _pool(self) -> None:
-        """Gives every process the sums of all; the pictures of the whole run are kept by the first one."""
+        """Gives every process the sums of all; the images of the whole run are kept by the first one."""
         progress = self.progress
         sums = [progress.loss_sum, progress.correct, progress.count, progress.images]
         pooled = torch.tensor(sums, dtype=torch.float64)
@@ -230,7 +229,7 @@ class Run:
         self.save(checkpoint.LAST)
 
     def _score(self, loader: Loader) -> Score:
-        """The score of the trainer's model; says which pictures were left out since the last one."""
+        """The score of the trainer's model; says which images were left out since the last one."""
         score = evaluate(self.trainer.model, loader, len(self.parts.data.classes))
         found = distributed.united(loader.unreadable | self.course.loader(0).unreadable)
         for line in sorted(found - self.unreadable):

@@ -1,4 +1,4 @@
-"""The one evaluation: a model's score on every picture of a loader. Reads no configuration, writes nothing."""
+"""The one evaluation: a model's score on every image of a loader. Reads no configuration, writes nothing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from optnet.data import Loader
-from optnet.modes import mode
+from optnet.networks.modes import mode
 from optnet.training import distributed
 
 BINS = 15
@@ -37,17 +37,17 @@ class Score:
 
     @property
     def per_class(self) -> list[float]:
-        """The accuracy of each class in per cent; nan where it has no picture."""
+        """The accuracy of each class in per cent; nan where it has no image."""
         hits, totals = self.confusion.diagonal().tolist(), self.confusion.sum(1).tolist()
         return [100 * hit / total if total else math.nan for hit, total in zip(hits, totals, strict=True)]
 
 
 @torch.no_grad()
 def evaluate(model: nn.Module, loader: Loader, classes: int) -> Score:
-    """Scores a model on every picture of a loader, in evaluation mode; of several processes' shares together.
+    """Scores a model on every image of a loader, in evaluation mode; of several processes' shares together.
 
     Raises:
-        DataError: a picture cannot be read; RequestError in all processes, if that is in another one's share.
+        DataError: a image cannot be read; RequestError in all processes, if that is in another one's share.
     """
     loss = torch.zeros((), dtype=torch.float64)
     confusion, top5 = torch.zeros(classes * classes, dtype=torch.long), torch.zeros((), dtype=torch.long)

@@ -1,0 +1,38 @@
+"""What an algorithm is worth before training, from its traced program alone. Needs no torch, no layers, no data."""
+
+from optnet.analysis.diagnosis import Diagnosis, amplification, canonical_table, diagnose, growth, nearest, sum_rule
+from optnet.analysis.quadratics import (
+    constants_for,
+    error_polynomial,
+    errors,
+    quadratic_metric,
+    theorem_margin,
+    worst_error,
+)
+from optnet.analysis.recurrence import Recurrence, convergence_factor, recurrence
+from optnet.analysis.scalars import run_on_scalars
+from optnet.analysis.worst_case import worst_case
+from optnet.language.theorems import INITIAL, METRICS
+
+__all__ = [
+    "INITIAL",
+    "METRICS",
+    "Diagnosis",
+    "Recurrence",
+    "amplification",
+    "canonical_table",
+    "constants_for",
+    "convergence_factor",
+    "diagnose",
+    "error_polynomial",
+    "errors",
+    "growth",
+    "nearest",
+    "quadratic_metric",
+    "recurrence",
+    "run_on_scalars",
+    "sum_rule",
+    "theorem_margin",
+    "worst_case",
+    "worst_error",
+]

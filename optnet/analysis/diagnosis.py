@@ -1,0 +1,127 @@
+"""Whether a program, textbook or learned, is consistent, stable and bounded, and which method is nearest to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from optnet.analysis.scalars import Array, interpret, is_residual, run_on_scalars
+from optnet.errors import RequestError
+from optnet.language.lookup import find_algorithm, list_algorithms
+from optnet.language.program import Apply, Program
+from optnet.language.tracing import trace
+
+
+def sum_rule(program: Program) -> float:
+    """How far the results are from 1 if T(1) = 1: 0 for a consistent method, whose fixed points are T's."""
+    values = run_on_scalars(program, np.ones(1))
+    return max(float(abs(values[result][0] - 1)) for result in program.results)
+
+
+def amplification(program: Program) -> float:
+    """The largest effect on a result of a disturbance of any value, with T = id (zero-stability of the recurrence)."""
+    effect: dict[str, float] = {}
+    worst = 0.0
+    for result in program.results:
+        effect = dict.fromkeys([*program.starts, *(one.value for one in program.instructions)], 0.0)
+        effect[result] = 1.0
+        for one in reversed(program.instructions):
+            if isinstance(one, Apply):
+                effect[one.argument] += (not is_residual(program, one)) * effect[one.value]
+            else:
+                for term, weight in zip(one.terms, one.weights, strict=True):
+                    effect[term] += weight * effect[one.value]
+        worst = max(worst, *map(abs, effect.values()))
+    return worst
+
+
+def growth(program: Program) -> list[float]:
+    """The size of every operator's argument, and last of the results, for random operators, from starts of size 1.
+
+    A random operator keeps the size of what it gets and turns it into a direction of its own (the residual F as well).
+    """
+    directions = np.eye(sum(1 for _ in program.applies) + 1)
+    sizes: list[float] = []
+
+    def apply(call: Apply, x: Array) -> Array:
+        sizes.append(float(np.linalg.norm(x)))
+        return sizes[-1] * directions[len(sizes)]
+
+    values = interpret(program.instructions, dict.fromkeys(program.starts, directions[0]), apply)
+    return [*sizes, max(float(np.linalg.norm(values[result])) for result in program.results)]
+
+
+def canonical_table(program: Program) -> Array:
+    """Rows: what every call of the main operator, and the result, is made of; columns: starts, then calls (as maps).
+
+    Two programs with the same table are the same method, however they are written and read.
+    """
+    calls = program.calls(program.main)
+    column = {call.value: len(program.starts) + i for i, call in enumerate(calls)}
+    units = np.eye(len(program.starts) + len(calls))
+    rows: list[Array] = []
+
+    def apply(call: Apply, x: Array) -> Array:
+        if call.value not in column:
+            return x
+        rows.append(x)
+        return units[column[call.value]] - x * is_residual(program, call)
+
+    values = interpret(program.instructions, dict(zip(program.starts, units, strict=False)), apply)
+    return np.array([*rows, values[program.results[-1]]])
+
+
+def nearest(program: Program) -> tuple[str, float]:
+    """The method of the library whose table is nearest (root mean square over the table).
+
+    Every method is taken at its default constants, the program's own algorithm at the program's.
+    ('', inf) if no method calls its operator as often.
+    """
+    table = canonical_table(program)
+    best = ("", np.inf)
+    for name in list_algorithms():
+        try:
+            method = find_algorithm(name)
+            own = {key: program.constants[key] for key in method.constants if key in program.constants}
+            other = canonical_table(
+                trace(method, steps=program.iterations, constants=own if name == program.name else {})
+            )
+        except RequestError:
+            continue
+        if other.shape == table.shape:
+            distance = float(np.sqrt(((other - table) ** 2).mean()))
+            best = min(best, (name, distance), key=lambda found: found[1])
+    return best
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What ``diagnose`` found, and what it means in a sentence each."""
+
+    consistent: bool
+    stable: bool
+    bounded: bool
+    sentences: tuple[str, ...]
+    nearest: tuple[str, float]
+
+
+def diagnose(program: Program) -> Diagnosis:
+    """Whether a program, textbook or learned, is consistent, zero-stable, and of bounded activations."""
+    off = sum_rule(program)
+    depth = max(1, len(program.calls(program.main)))
+    amplified, sizes = amplification(program), growth(program)
+    limit = 10.0 * depth + 10
+    consistent, stable, bounded = off < 1e-6, amplified <= limit, max(sizes) <= 100
+    sentences = (
+        "Consistent: its weights sum to 1, so that its fixed points are those of T."
+        if consistent
+        else f"Inconsistent: where T(x) = x it moves x by {off:.3g} of its size, because its weights do not sum to 1.",
+        f"Zero-stable: a disturbance grows at most {amplified:.3g} times."
+        if stable
+        else f"Unstable: with T = id a disturbance grows {amplified:.3g} times over {depth} calls.",
+        f"Activations stay bounded: with random operators they grow to {max(sizes):.3g} times the input."
+        if bounded
+        else f"Exploding: with random operators activations grow to {max(sizes):.3g} times the input.",
+    )
+    return Diagnosis(consistent, stable, bounded, sentences, nearest(program))

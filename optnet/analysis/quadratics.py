@@ -1,0 +1,87 @@
+"""Errors on quadratics, and what a theorem promises there: a program's result is a polynomial in lambda."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.polynomial import chebyshev
+
+from optnet.analysis.scalars import check_range, run_on_scalars
+from optnet.language.declaration import Algorithm
+from optnet.language.lookup import find_algorithm
+from optnet.language.program import Program
+from optnet.language.tracing import all_constants, trace
+
+Method = str | Callable[..., Any] | Algorithm
+
+
+def error_polynomial(program: Program, mu: float, L: float) -> chebyshev.Chebyshev:
+    """The error of the program's last result as a polynomial in lambda on [mu, L], from a start of error 1."""
+    degree = len(program.calls(program.main))
+    nodes = np.cos(np.pi * (np.arange(degree + 1) + 0.5) / (degree + 1))
+    lam = mu + (L - mu) * (nodes + 1) / 2
+    values = run_on_scalars(program, 1 - lam / L)[program.results[-1]]
+    coefficients = 2 / (degree + 1) * chebyshev.chebvander(nodes, degree).T @ values
+    coefficients[0] /= 2
+    return chebyshev.Chebyshev(coefficients, domain=[mu, L])
+
+
+def worst_error(program: Program, mu: float, L: float) -> float:
+    """max over lambda in [mu, L] of |error|: at an end of the spectrum or a root of the polynomial's derivative."""
+    polynomial = error_polynomial(program, mu, L)
+    candidates = np.array([mu, L])
+    if polynomial.degree() > 1:
+        roots = polynomial.deriv().roots()
+        real = roots.real[np.abs(roots.imag) < 1e-6 * (L - mu)]
+        candidates = np.concatenate([candidates, real.clip(mu, L)])
+    exact = run_on_scalars(program, 1 - candidates / L)[program.results[-1]]
+    return float(np.abs(exact).max())
+
+
+def constants_for(method: Algorithm, mu: float, L: float, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The constants that the algorithm recommends for (mu, L), with the given ones on top."""
+    return {**(method.tuned(mu, L) if method.tuned is not None and mu > 0 else {}), **(given or {})}
+
+
+def errors(
+    method: Method, mu: float, L: float, steps: int, *, constants: Mapping[str, Any] | None = None, **more: Any
+) -> list[float]:
+    """The worst error over all quadratics with spectrum in [mu, L] after 1, 2, ... steps, from a start of error 1.
+
+    Constants that are not given are the algorithm's recommended ones. A method that needs to know its number of steps
+    is run anew for every number.
+    """
+    check_range(mu, L)
+    algorithm = find_algorithm(method)
+    chosen = constants_for(algorithm, mu, L, all_constants(algorithm, constants, more))
+    return [worst_error(trace(algorithm, steps=k, constants=chosen), mu, L) for k in range(1, steps + 1)]
+
+
+def quadratic_metric(program: Program, mu: float, L: float, metric: str, initial: str) -> float:
+    """The worst metric / initial over quadratics with one eigenvalue of 2,000 in [mu, L]; both as in ``Theorem``."""
+    lam = np.geomspace(mu, L, 2000)
+    error = run_on_scalars(program, 1 - lam / L)[program.results[-1]] ** 2
+    scale = {"distance": np.ones_like(lam), "gap": lam / 2, "gradient": lam**2}
+    return float((scale[metric] * error / scale[initial]).max())
+
+
+def theorem_margin(method: Method, mu: float, L: float, steps: int) -> float | None:
+    """The largest (measured on quadratics) / (promised) over all steps that the algorithm's theorem speaks of.
+
+    At most 1 if the theorem holds; None if there is no theorem. A quadratic is convex, so this can refute a theorem on
+    convex functions, not prove it: see ``worst_case``.
+    """
+    check_range(mu, L)
+    algorithm = find_algorithm(method)
+    theorem = algorithm.theorem
+    if theorem is None or mu == 0:
+        return None
+    chosen, worst = constants_for(algorithm, mu, L), 0.0
+    for k in range(1, steps + 1):
+        if theorem.holds_after(k, k):
+            program = trace(algorithm, steps=k, constants=chosen)
+            measured = quadratic_metric(program, mu, L, theorem.metric, theorem.initial)
+            worst = max(worst, measured / theorem.bound(k, mu, L))
+    return worst

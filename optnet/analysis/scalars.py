@@ -1,0 +1,56 @@
+"""A program run on numbers: what a call does to the error along an eigenvector. Judges nothing.
+
+On a quadratic with spectrum in [mu, L] the map T = id - grad f / L acts on the error along an eigenvector as
+multiplication by w = 1 - lambda / L. Every operator but the main one is taken as the identity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from optnet.errors import RequestError
+from optnet.language.program import Apply, Instruction, Program
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+
+
+def check_range(mu: float, L: float) -> None:
+    """Raises ``RequestError`` unless 0 <= mu < L."""
+    if not (0 <= mu < L < np.inf):
+        raise RequestError(f"mu={mu} and L={L} must satisfy 0 <= mu < L")
+
+
+def run_on_scalars(program: Program, w: Array) -> dict[str, Array]:
+    """Every value, from starts of 1, where the main operator multiplies by ``w`` and the others do nothing."""
+    starts = {name: np.ones(np.shape(w)) for name in program.starts}
+    return interpret(program.instructions, starts, lambda call, x: factor(program, call, w) * x)
+
+
+def interpret(
+    instructions: Iterable[Instruction], values: dict[str, Array], apply: Callable[[Apply, Array], Array]
+) -> dict[str, Array]:
+    """Runs instructions on arrays: sums as they stand, calls as ``apply(call, argument)`` says.
+
+    Returns ``values``, filled.
+    """
+    for one in instructions:
+        if isinstance(one, Apply):
+            values[one.value] = apply(one, values[one.argument])
+        else:
+            total = one.weights[0] * values[one.terms[0]]
+            for term, weight in zip(one.terms[1:], one.weights[1:], strict=True):
+                total = total + weight * values[term]
+            values[one.value] = total
+    return values
+
+
+def factor(program: Program, call: Apply, w: Array | float) -> Array | float:
+    """What a call multiplies its argument by: the main operator by ``w``, the others by 1; a residual F by 1 less."""
+    return (w if call.operator == program.main else 1.0) - is_residual(program, call)
+
+
+def is_residual(program: Program, call: Apply) -> bool:
+    return program.readings.get(call.operator) == "residual"

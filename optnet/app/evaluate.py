@@ -1,0 +1,154 @@
+"""An evaluation from its configuration to its table and evaluation.json: of one or several models on one data set."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from optnet.app import setup
+from optnet.app.config import Evaluate
+from optnet.app.subjects import Subject, of_checkpoint, of_name
+from optnet.errors import ConfigError
+from optnet.training import distributed
+from optnet.training.environment import versions
+from optnet.training.logbook import new_folder, write_json
+from optnet.training.measuring import multiply_adds, throughput
+from optnet.training.monitoring.figures import confusion_matrix
+from optnet.training.scoring import Score, evaluate
+
+COLUMNS = {
+    "top-1 %": "{top1:.2f}", "top-5 %": "{top5:.2f}", "loss": "{loss:.6f}", "correct": "{correct:,}", "of": "{count:,}",
+    "calibration error": "{calibration_error:.4f}", "parameters": "{parameters:,}",
+    "multiply-adds": "{multiply_adds:,}", "images/s": "{images_per_second:,.0f}",
+}  # fmt: skip
+
+
+@dataclass
+class Parts:
+    """All that an evaluation is made of, checked and built before anything is written."""
+
+    config: Evaluate
+    device: torch.device
+    subjects: list[Subject]
+
+
+def prepare(config: Evaluate, overrides: Sequence[str] = ()) -> Parts:
+    """Checks a request by building its parts; writes nothing.
+
+    Raises:
+        RequestError: the request is wrong.
+    """
+    files, names = _listed("checkpoint", config.checkpoint), _listed("model", config.model)
+    if not files and not names:
+        raise ConfigError("give checkpoint=FILE or model=NAME to evaluate, or several: model=[hbnet34,resnet34]")
+    if files and len(names) not in (0, 1, len(files)):
+        raise ConfigError(f"model={config.model} must be one name, or one for each of the {len(files)} checkpoints")
+    if config.output is not None:
+        output = Path(config.output).absolute()
+        if output.is_dir() or not next(path for path in output.parents if path.exists()).is_dir():
+            raise ConfigError(f"output={config.output} must be a file in a folder, like evaluation.json")
+        _earlier(output)
+    device = distributed.device(setup.device(config.device))
+    if files:
+        models: list[str | None] = [*names] if len(names) == len(files) else [names[0] if names else None] * len(files)
+        subjects = [of_checkpoint(config, file, name) for file, name in zip(files, models, strict=True)]
+    else:
+        subjects = [of_name(config, name) for name in names]
+    for subject in subjects:
+        subject.try_forward(config.split)
+    return Parts(config, device, subjects)
+
+
+def _listed(key: str, given: Any) -> list[str]:
+    values = [] if given is None else given if isinstance(given, list) else [given]
+    for value in values:
+        if not isinstance(value, str) or not value:
+            raise ConfigError(f"{key}={value} must be a name, like {'hbnet34' if key == 'model' else 'best.pt'}")
+    return values
+
+
+def run(parts: Parts) -> float:
+    """Scores each model, prints a table, adds the entries to evaluation.json. Returns the last top-1 accuracy, in %."""
+    scores = [_score(subject, parts) for subject in parts.subjects]
+    if distributed.is_primary():
+        file = _output(parts)
+        earlier, entries = _earlier(file), []
+        for number, (subject, (score, unreadable)) in enumerate(zip(parts.subjects, scores, strict=True), len(earlier)):
+            drawn = file.with_name(f"{file.stem}_confusion_{number}.png")
+            figure = confusion_matrix(score.confusion, subject.data.classes)
+            figure.savefig(drawn, dpi=150, bbox_inches="tight")
+            entries.append(_entry(subject, parts, score) | {"unreadable": unreadable, "confusion": drawn.name})
+        write_json(file, [*earlier, *entries])
+        _show(parts, entries)
+        print(f"written to {file}")
+    return scores[-1][0].top1
+
+
+def _score(subject: Subject, parts: Parts) -> tuple[Score, list[str]]:
+    """The score on all images, each process taking its share of them, and which could not be read."""
+    share = subject.loader(parts.config, parts.device).shared(distributed.rank(), distributed.size())
+    score = evaluate(subject.model.to(parts.device), share, len(subject.data.classes))
+    subject.model.cpu()
+    return score, sorted(distributed.united(share.unreadable))
+
+
+def _entry(subject: Subject, parts: Parts, score: Score) -> dict[str, Any]:
+    """One model in evaluation.json, with what it costs."""
+    model = subject.model.to(parts.device).eval()
+    images = next(subject.loader(parts.config, parts.device).batches())[0]
+    return {
+        subject.kind: subject.name, "dataset": subject.data.name, "split": parts.config.split, "top1": score.top1,
+        "top5": score.top5, "loss": score.loss, "count": score.count, "correct": score.correct,
+        "calibration_error": score.calibration_error,
+        "per_class": dict(zip(subject.data.classes, score.per_class, strict=True)),
+        "parameters": sum(p.numel() for p in model.parameters()), "multiply_adds": multiply_adds(model, images[:1]),
+        "images_per_second": throughput(model, images), "device": str(parts.device),
+        "threads": torch.get_num_threads(), "versions": versions(),
+    }  # fmt: skip
+
+
+def _show(parts: Parts, entries: list[dict[str, Any]]) -> None:
+    table = Table(title=f"{entries[0]['dataset']}, {parts.config.split}")
+    table.add_column("", overflow="fold")
+    for column in COLUMNS:
+        table.add_column(column, justify="right")
+    for subject, entry in zip(parts.subjects, entries, strict=True):
+        table.add_row(subject.name, *(text.format(**entry) for text in COLUMNS.values()))
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    for subject, entry in zip(parts.subjects, entries, strict=True):
+        for line in entry["unreadable"]:
+            print(f"{subject.name}: left out: {line}")
+
+
+def _output(parts: Parts) -> Path:
+    """evaluation.json: as given, else in the folder of the one checkpoint's run, else in a run folder of its own."""
+    first = parts.subjects[0]
+    if parts.config.output is not None:
+        file = Path(parts.config.output)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        return file
+    if first.kind == "checkpoint" and len(parts.subjects) == 1:
+        folder = Path(first.name).resolve().parent
+        return (folder.parent if folder.name == "checkpoints" else folder) / "evaluation.json"
+    names = "-".join(Path(subject.name).stem for subject in parts.subjects)
+    return new_folder("runs", f"evaluation-{names[:80]}-{first.data.name}") / "evaluation.json"
+
+
+def _earlier(file: Path) -> list[Any]:
+    if not file.exists():
+        return []
+    try:
+        entries = json.loads(file.read_text())
+    except ValueError:
+        entries = None
+    if not isinstance(entries, list):
+        raise ConfigError(f"{file} exists and is not a list of evaluations; give another output=FILE")
+    return entries

@@ -1,0 +1,208 @@
+"""What an algorithm is: a plain function with annotations, and what is known of it. Traces nothing; no torch."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from optnet.errors import AlgorithmError
+from optnet.language.symbols import Iterate, Operator
+from optnet.language.theorems import Theorem, Tuning
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkDefaults:
+    """What a network that is built from an algorithm takes where nothing is said.
+
+    Attributes:
+        layer: the layer family; None: what suits the operators.
+        reading: ``map`` or ``residual``; None: what suits the layer family.
+        constants: of the algorithm, as a network needs them.
+        last: more constants for the last stage.
+        unsuited: why the algorithm makes no image classifier, if it does not.
+    """
+
+    layer: str | None = None
+    reading: str | None = None
+    constants: Mapping[str, Any] = field(default_factory=dict)
+    last: Mapping[str, Any] = field(default_factory=dict)
+    unsuited: str | None = None
+
+
+class Algorithm:
+    """An optimization algorithm, written as a plain function of operators, starting points and constants.
+
+    Called, it is that function: on tensors it is the optimizer. ``optnet.trace`` reads it as a program.
+
+    Attributes:
+        name, aliases: what it is found by.
+        reference: where the algorithm is stated.
+        operators: its operators' names; True for those that must be given (no default).
+        starts: its starting points' names.
+        constants: its keyword-only constants with their defaults.
+        ancestor: the constants at which the network is its classical ancestor (heavy ball: ResNet), or None.
+        network: what a network that is built from it takes where nothing is said.
+        tuned: (mu, L) -> the recommended constants for T = id - grad f / L, or None: its defaults.
+        theorem: what it promises at its tuned constants, or None.
+
+    Raises:
+        AlgorithmError: the signature has no operator, no starting point, no ``steps``, or a constant without a default.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        *,
+        reference: str = "",
+        aliases: Iterable[str] = (),
+        ancestor: Mapping[str, Any] | None = None,
+        network: NetworkDefaults | Mapping[str, Any] | None = None,
+        tuned: Tuning | None = None,
+        theorem: Theorem | None = None,
+    ) -> None:
+        self.function = function
+        self.name = getattr(function, "__name__", "algorithm")
+        self.__name__ = self.name
+        self.__doc__ = function.__doc__
+        self.__module__ = function.__module__
+        self.reference = reference
+        self.aliases = tuple(aliases)
+        self.ancestor = None if ancestor is None else dict(ancestor)
+        self.network = self._network_defaults(network)
+        self.tuned = tuned
+        self.theorem = theorem
+        self.operators: dict[str, bool] = {}
+        self.starts: tuple[str, ...] = ()
+        self.constants: dict[str, Any] = {}
+        self._types: dict[str, Any] = {}
+        self._read_signature()
+        for what, named in {
+            "the ancestor": self.ancestor or {}, "network.constants": self.network.constants,
+            "network.last": self.network.last,
+        }.items():  # fmt: skip
+            for constant in named:
+                if constant not in self.constants:
+                    raise AlgorithmError(f"{self.name}: {what} names '{constant}', which is not a constant of it")
+
+    def _network_defaults(self, given: NetworkDefaults | Mapping[str, Any] | None) -> NetworkDefaults:
+        if isinstance(given, NetworkDefaults):
+            return given
+        known = [field.name for field in fields(NetworkDefaults)]
+        for key in given or {}:
+            if key not in known:
+                raise AlgorithmError(f"{self.name}: network= has no '{key}'; it has: {', '.join(known)}")
+        return NetworkDefaults(**(given or {}))
+
+    def _read_signature(self) -> None:
+        try:
+            parameters = inspect.signature(self.function, eval_str=True).parameters.values()
+        except (NameError, TypeError, ValueError) as error:
+            raise AlgorithmError(f"{self.name}: its signature cannot be read ({error})") from None
+        has_steps = False
+        for parameter in parameters:
+            required = parameter.default is parameter.empty
+            if parameter.annotation is Operator:
+                self.operators[parameter.name] = required
+            elif parameter.annotation is Iterate:
+                self.starts += (parameter.name,)
+            elif parameter.name == "steps":
+                has_steps = True
+            elif parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                raise AlgorithmError(f"{self.name}: *args and **kwargs cannot be read; name every parameter")
+            elif required:
+                raise AlgorithmError(
+                    f"{self.name}: '{parameter.name}' is neither Operator, Iterate, nor a constant with a default"
+                )
+            else:
+                self.constants[parameter.name] = parameter.default
+                self._types[parameter.name] = parameter.annotation
+        if not (has_steps and self.starts and any(self.operators.values())):
+            raise AlgorithmError(
+                f"{self.name}: an algorithm reads like f(T: Operator, x: Iterate, steps: int, *, beta: float = 0.9)"
+            )
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        return f"<algorithm {self.name}>"
+
+    def check_constants(self, constants: Mapping[str, Any]) -> None:
+        """Raises ``AlgorithmError`` for a constant that does not exist, has the wrong type or is not finite."""
+        for name, value in constants.items():
+            if name not in self.constants:
+                known = ", ".join(f"{key}={default}" for key, default in self.constants.items()) or "none"
+                raise AlgorithmError(f"{self.name} has no constant '{name}'; it has: {known}")
+            kind, default = self._types[name], self.constants[name]
+            if value is not None and not isinstance(value, (bool, int, float, str)):
+                raise AlgorithmError(f"{self.name}: {name}={value!r} must be a number, true or false, or a word")
+            wants_bool = kind is bool or type(default) is bool
+            is_number = type(value) in (int, float)
+            if wants_bool != isinstance(value, bool) or (kind in (float, int) and not is_number):
+                wanted = "true or false" if wants_bool else "a number"
+                raise AlgorithmError(f"{self.name}: {name}={value!r} must be {wanted}, for instance {name}={default}")
+            if kind is int and type(value) is not int:
+                raise AlgorithmError(f"{self.name}: {name}={value!r} must be a whole number, for instance {default}")
+            if isinstance(value, (int, float)) and not math.isfinite(value):
+                raise AlgorithmError(f"{self.name}: {name}={value} must be finite, for instance {name}={default}")
+
+
+_REGISTRY: dict[str, Algorithm] = {}
+
+
+def algorithm(
+    *,
+    reference: str = "",
+    aliases: Iterable[str] = (),
+    ancestor: Mapping[str, Any] | None = None,
+    network: NetworkDefaults | Mapping[str, Any] | None = None,
+    tuned: Tuning | None = None,
+    theorem: Theorem | None = None,
+) -> Callable[[Callable[..., Any]], Algorithm]:
+    """Decorator: makes a plain function an ``Algorithm`` and registers it under its name (see ``Algorithm``)."""
+
+    def decorate(function: Callable[..., Any]) -> Algorithm:
+        made = Algorithm(
+            function, reference=reference, aliases=aliases, ancestor=ancestor, network=network, tuned=tuned,
+            theorem=theorem,
+        )  # fmt: skip
+        for name in (made.name, *made.aliases):
+            other = _REGISTRY.get(name)
+            if other is not None and not _same_text(other, made):
+                raise AlgorithmError(
+                    f"an algorithm named '{name}' exists already, in {other.__module__}; choose another"
+                )
+            _REGISTRY[name] = made
+        return made
+
+    return decorate
+
+
+def _same_text(one: Algorithm, other: Algorithm) -> bool:
+    """Whether two are one function: the same name in the same file, however the file was imported."""
+
+    def place(method: Algorithm) -> tuple[str, str]:
+        code = getattr(method.function, "__code__", None)
+        return (str(Path(code.co_filename).resolve()) if code else str(method.__module__), method.name)
+
+    return place(one) == place(other)
+
+
+def as_algorithm(function: Callable[..., Any] | Algorithm) -> Algorithm:
+    """The function as an ``Algorithm``; a decorated one as it is."""
+    if isinstance(function, Algorithm):
+        return function
+    if not callable(function):
+        raise AlgorithmError(
+            f"{function!r} is not an algorithm: pass a function f(T: Operator, x: Iterate, steps: int)"
+        )
+    return Algorithm(function)
+
+
+def registered() -> dict[str, Algorithm]:
+    """Every registered algorithm by name and alias."""
+    return dict(_REGISTRY)

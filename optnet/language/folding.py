@@ -1,0 +1,132 @@
+"""Which sums of a program stand on their own, and which are taken into the sums that use them. Traces nothing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from optnet.errors import ProgramError
+from optnet.language.program import Apply, Combine, Instruction, Program
+
+
+def fold(program: Program) -> Program:
+    """The same program with no sum that another one can take in (the rules: ``_Folding``)."""
+    return _Folding(program).program()
+
+
+def without(program: Program, start: str) -> Program:
+    """The program in which ``start`` enters no sum: for a starting point of another shape than its successors.
+
+    Raises:
+        ProgramError: a sum needs it with a non-zero weight.
+    """
+    instructions: list[Instruction] = []
+    for one in program.instructions:
+        if isinstance(one, Combine) and start in one.terms:
+            kept = {t: w for t, w in zip(one.terms, one.weights, strict=True) if t != start}
+            weight = one.weights[one.terms.index(start)]
+            if weight or not kept:
+                raise ProgramError(
+                    f"{program.name}: {one.value} adds {weight:g} {start}, and {start} has another shape: "
+                    f"give it a projection (shortcut) or a weight of 0"
+                )
+            one = Combine(one.value, tuple(kept), tuple(kept.values()))
+        instructions.append(one)
+    return fold(replace(program, instructions=tuple(instructions)))
+
+
+class _Folding:
+    """Takes sums into the sums that use them, until every one left is a value of its own.
+
+    A sum stays if it is an operator's argument, is returned, or is used by two or more different values. It is taken in
+    if it has one user, one term, only zero weights, or is used only with weight zero: it would own dead coefficients. A
+    single term of weight exactly 1 is an alias. An instruction that the results do not need is dropped. Terms whose
+    weight happens to be 0 stay: they are what relaxation makes learnable. A cancellation below 1e-14 counts as 0.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self.source = program
+        self.order = {instruction.value: i for i, instruction in enumerate(program.instructions)}
+        self.order.update({start: i - len(program.starts) for i, start in enumerate(program.starts)})
+        self.results = list(program.results)
+        self.argument: dict[str, str] = {}
+        self.rows: dict[str, dict[str, float]] = {}
+        needed = self._needed()
+        self.instructions = [instruction for instruction in program.instructions if instruction.value in needed]
+        for instruction in self.instructions:
+            if isinstance(instruction, Apply):
+                self.argument[instruction.value] = instruction.argument
+            else:
+                self.rows[instruction.value] = dict(zip(instruction.terms, instruction.weights, strict=True))
+        self.pinned_by: dict[str, list[str]] = {}  # the calls that take a value as their argument
+        self.users: dict[str, set[str]] = {}  # the sums that have a value as a term
+        for call, argument in self.argument.items():
+            self.pinned_by.setdefault(argument, []).append(call)
+        for row, terms in self.rows.items():
+            for term in terms:
+                self.users.setdefault(term, set()).add(row)
+
+    def _needed(self) -> set[str]:
+        needed = set(self.source.results)
+        for instruction in reversed(self.source.instructions):
+            if instruction.value in needed:
+                needed.update(instruction.reads)
+        return needed
+
+    def program(self) -> Program:
+        waiting = sorted(self.rows, key=self.order.__getitem__)  # the last first: a long sum folds in linear time
+        queued = set(waiting)
+        while waiting:
+            row = waiting.pop()
+            queued.discard(row)
+            for touched in self._visit(row) if row in self.rows else ():
+                if touched in self.rows and touched not in queued:
+                    waiting.append(touched)
+                    queued.add(touched)
+        instructions: list[Instruction] = []
+        for instruction in self.instructions:
+            if isinstance(instruction, Apply):
+                instructions.append(replace(instruction, argument=self.argument[instruction.value]))
+            elif instruction.value in self.rows:
+                terms = dict(sorted(self.rows[instruction.value].items(), key=lambda item: self.order[item[0]]))
+                instructions.append(Combine(instruction.value, tuple(terms), tuple(terms.values())))
+        return replace(self.source, instructions=tuple(instructions), results=tuple(self.results))
+
+    def _visit(self, row: str) -> set[str]:
+        """Takes ``row`` into its users if the rules say so; returns the rows that may now be taken in themselves."""
+        terms, users = self.rows[row], self.users.get(row, set())
+        pinned = bool(self.pinned_by.get(row)) or row in self.results
+        worthless = len(terms) == 1 or not any(terms.values())  # its coefficients would do what others do already
+        if pinned:
+            goes = bool(users) and worthless
+        else:
+            goes = worthless or len(users) <= 1 or not any(self.rows[user][row] for user in users)
+        if len(terms) == 1 and next(iter(terms.values())) == 1.0:
+            self._rename(row, next(iter(terms)))
+            pinned = False
+        elif not goes:
+            return set()
+        for user in list(users):
+            scale = self.rows[user].pop(row)
+            for term, weight in terms.items():
+                self._add(user, term, scale * weight)
+        if pinned:  # it stays for the call or the result
+            self.users[row] = set()
+            return set(users)
+        for term in terms:
+            self.users[term].discard(row)
+        del self.rows[row]
+        return set(users) | set(terms)
+
+    def _rename(self, row: str, alias: str) -> None:
+        for call in self.pinned_by.pop(row, []):
+            self.argument[call] = alias
+            self.pinned_by.setdefault(alias, []).append(call)
+        self.results = [alias if value == row else value for value in self.results]
+
+    def _add(self, row: str, term: str, weight: float) -> None:
+        old = self.rows[row].get(term, 0.0)
+        new = old + weight
+        if abs(new) < 1e-14 * max(abs(old), abs(weight)) or new == 0:
+            new = 0.0
+        self.rows[row][term] = new
+        self.users.setdefault(term, set()).add(row)

@@ -1,0 +1,87 @@
+"""Algorithms by name, by file or by dotted path. Imports the files of users, each once; traces nothing."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from difflib import get_close_matches
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from optnet.errors import AlgorithmError, reason
+from optnet.language.declaration import Algorithm, as_algorithm, registered
+from optnet.language.program import unique
+
+
+def list_algorithms() -> list[str]:
+    """The names of the registered algorithms, sorted (aliases left out)."""
+    return sorted({method.name for method in registered().values()})
+
+
+def find_algorithm(spec: str | Callable[..., Any]) -> Algorithm:
+    """The algorithm of a name or alias, of ``my_file.py:my_method``, of a dotted path, or of a function itself.
+
+    Raises:
+        AlgorithmError: there is no such name, file, module or function; or it is not an algorithm.
+    """
+    if not isinstance(spec, str):
+        return as_algorithm(spec)
+    if spec in registered():
+        return registered()[spec]
+    if ":" in spec:
+        path, _, function = spec.rpartition(":")
+        module = _load_file(path) if path.endswith(".py") else _load_module(path)
+    elif "." in spec and not spec.endswith(".py"):
+        path, _, function = spec.rpartition(".")
+        module = _load_module(path)
+    else:
+        near = get_close_matches(spec, registered(), n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(list_algorithms())};"
+        raise AlgorithmError(f"unknown algorithm '{spec}': {hint} your own is my_file.py:my_method")
+    if not hasattr(module, function):
+        raise AlgorithmError(f"{path} has no function '{function}'")
+    return as_algorithm(getattr(module, function))
+
+
+_FILES: dict[Path, tuple[tuple[int, int], ModuleType]] = {}
+"""The users' files that were imported: their time and size then, and the module."""
+
+
+def _load_file(path: str) -> ModuleType:
+    """The module of a user's file, which runs once; again only if it was changed since."""
+    file = Path(path).expanduser().resolve()
+    if not file.is_file():
+        raise AlgorithmError(f"there is no file {path}; an algorithm of your own is my_file.py:my_method")
+    state = (file.stat().st_mtime_ns, file.stat().st_size)
+    if file in _FILES and _FILES[file][0] == state:
+        return _FILES[file][1]
+    name = f"optnet_user_{file.stem}"
+    others = {module.__name__ for known, (_, module) in _FILES.items() if known != file}
+    found = importlib.util.spec_from_file_location(unique(name, others), file)
+    assert found is not None and found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    sys.modules[module.__name__] = module  # dataclasses and pickle look there
+    sys.path.insert(0, str(file.parent))  # as for a script: what lies beside it can be imported
+    try:
+        found.loader.exec_module(module)
+    except BaseException as error:
+        del sys.modules[module.__name__]
+        if isinstance(error, (AlgorithmError, KeyboardInterrupt)):
+            raise
+        raise AlgorithmError(f"{path} cannot be imported: {type(error).__name__}: {reason(error)}") from error
+    finally:
+        sys.path.remove(str(file.parent))
+    _FILES[file] = (state, module)
+    return module
+
+
+def _load_module(path: str) -> ModuleType:
+    try:
+        return importlib.import_module(path)
+    except AlgorithmError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise AlgorithmError(f"{path} cannot be imported: {type(error).__name__}: {reason(error)}") from error

@@ -1,0 +1,187 @@
+"""The symbols that an algorithm is run on: iterates and operators that write down what is asked of them. No torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
+
+from optnet.errors import TraceError
+from optnet.language.program import Apply, Combine, Instruction
+
+
+class Operator:
+    """Annotation of an algorithm's operators, and what tracing passes for one: called on an iterate, it gives one."""
+
+    def __call__(self, x: Iterate) -> Iterate:
+        raise NotImplementedError("annotate with Operator; pass a function, a layer or a name")
+
+
+class _Identity(Operator):
+    def __call__(self, x: Any) -> Any:
+        return x
+
+    def __repr__(self) -> str:
+        return "identity"
+
+
+identity = _Identity()
+"""The operator that does nothing; the usual default of a projection P."""
+
+
+def _refuse(name: str, instead: str) -> Callable[..., NoReturn]:
+    def refuse(self: Iterate, *others: Any) -> NoReturn:
+        raise TraceError(f"{name} of an iterate cannot be traced: {instead}")
+
+    return refuse
+
+
+_NO_BRANCH = "a program has no branches; decide by the step number or by a constant"
+_NO_COMPARE = "an iterate has no value while it is traced; decide by the step number or by a constant"
+_NO_INPLACE = "it changes the caller's tensor when the algorithm runs on one; write x = x + y"
+_NO_SHAPE = "what is not a weighted sum belongs into an operator; write T(x)"
+
+
+class Iterate:
+    """Annotation of an algorithm's starting points, and the symbol that tracing passes for one.
+
+    Iterates are added, subtracted, scaled by plain numbers and given to operators. Anything else raises ``TraceError``
+    with what to write instead.
+    """
+
+    __slots__ = ("_name", "_recorder")
+
+    def __init__(self, recorder: Recorder, name: str) -> None:
+        self._recorder = recorder
+        self._name = name
+
+    def __add__(self, other: Iterate | float) -> Iterate:
+        return self._plus(other, 1.0, 1.0)
+
+    __radd__ = __add__
+
+    def __sub__(self, other: Iterate | float) -> Iterate:
+        return self._plus(other, 1.0, -1.0)
+
+    def __rsub__(self, other: Iterate | float) -> Iterate:
+        return self._plus(other, -1.0, 1.0)
+
+    def __mul__(self, other: float) -> Iterate:
+        return self._recorder.combine({self._name: _number(other, "multiply an iterate by")})
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, other: float) -> Iterate:
+        divisor = _number(other, "divide an iterate by")
+        if divisor == 0:
+            raise TraceError("an iterate is divided by 0")
+        return self._recorder.combine({self._name: 1.0 / divisor})
+
+    def __neg__(self) -> Iterate:
+        return self._recorder.combine({self._name: -1.0})
+
+    def __pos__(self) -> Iterate:
+        return self
+
+    def _plus(self, other: Any, mine: float, theirs: float) -> Iterate:
+        if not isinstance(other, Iterate):
+            if _number(other, "add an iterate and") != 0:
+                raise TraceError(f"an iterate and the number {other} cannot be added: put constants into an operator")
+            return self if mine == 1 else -self
+        if other._recorder is not self._recorder:
+            raise TraceError("an iterate of another trace was used: keep iterates inside the algorithm's function")
+        terms = {self._name: mine}
+        terms[other._name] = terms.get(other._name, 0.0) + theirs
+        return self._recorder.combine(terms)
+
+    __hash__ = object.__hash__
+    __bool__ = _refuse("the truth value", _NO_BRANCH)
+    __eq__ = _refuse("a comparison", _NO_COMPARE)
+    __ne__ = _refuse("a comparison", _NO_COMPARE)
+    __lt__ = _refuse("a comparison", _NO_COMPARE)
+    __le__ = _refuse("a comparison", _NO_COMPARE)
+    __gt__ = _refuse("a comparison", _NO_COMPARE)
+    __ge__ = _refuse("a comparison", _NO_COMPARE)
+    __iadd__ = _refuse("in-place arithmetic (+=)", _NO_INPLACE)
+    __isub__ = _refuse("in-place arithmetic (-=)", _NO_INPLACE)
+    __imul__ = _refuse("in-place arithmetic (*=)", _NO_INPLACE)
+    __itruediv__ = _refuse("in-place arithmetic (/=)", _NO_INPLACE)
+    __rtruediv__ = _refuse("division by an iterate", _NO_SHAPE)
+    __pow__ = _refuse("a power", _NO_SHAPE)
+    __rpow__ = _refuse("a power", _NO_SHAPE)
+    __matmul__ = _refuse("a matrix product", _NO_SHAPE)
+    __rmatmul__ = _refuse("a matrix product", _NO_SHAPE)
+    __mod__ = _refuse("a remainder", _NO_SHAPE)
+    __floordiv__ = _refuse("a division", _NO_SHAPE)
+    __abs__ = _refuse("the absolute value", _NO_SHAPE)
+    __float__ = _refuse("the number", _NO_COMPARE)
+    __int__ = _refuse("the number", _NO_COMPARE)
+    __index__ = _refuse("the number", _NO_COMPARE)
+    __len__ = _refuse("the length", _NO_SHAPE)
+    __iter__ = _refuse("a loop over the entries", _NO_SHAPE)
+    __getitem__ = _refuse("an entry", _NO_SHAPE)
+    __setitem__ = _refuse("an entry", _NO_SHAPE)
+    __array__ = _refuse("a numpy array", _NO_SHAPE)
+
+    def __array_ufunc__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise TraceError("a numpy number or function on an iterate cannot be traced: pass float(...), or write T(x)")
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> NoReturn:
+        raise TraceError(
+            f"torch.{getattr(function, '__name__', 'function')} of an iterate cannot be traced: {_NO_SHAPE}"
+        )
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise TraceError(f".{name} of an iterate cannot be traced: {_NO_SHAPE}")
+
+    def __repr__(self) -> str:
+        return f"<iterate {self._name}>"
+
+
+def _number(value: Any, action: str) -> float:
+    if type(value) is int or type(value) is float:
+        if not math.isfinite(value):
+            raise TraceError(f"cannot {action} {value}: constants are finite numbers")
+        return float(value)
+    if isinstance(value, Iterate):
+        raise TraceError(f"cannot {action} another iterate: a program is linear in its iterates; use an operator, T(x)")
+    raise TraceError(f"cannot {action} {type(value).__name__}: pass a plain Python number, float(...)")
+
+
+class OperatorSymbol(Operator):
+    def __init__(self, recorder: Recorder, name: str) -> None:
+        self._recorder = recorder
+        self._name = name
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Iterate:
+        if kwargs or len(args) != 1 or not isinstance(args[0], Iterate):
+            given = ", ".join([type(arg).__name__ for arg in args] + list(kwargs))
+            raise TraceError(f"{self._name} takes exactly one iterate, not ({given})")
+        return self._recorder.apply(self._name, args[0])
+
+
+class Recorder:
+    """Writes down what the symbols are asked to do, unfolded: one instruction per operation."""
+
+    def __init__(self, readings: Mapping[str, str]) -> None:
+        self.instructions: list[Instruction] = []
+        self.readings = readings
+        self.calls: dict[str, int] = {}
+
+    def combine(self, terms: Mapping[str, float]) -> Iterate:
+        value = f"_{len(self.instructions)}"
+        self.instructions.append(Combine(value, tuple(terms), tuple(terms.values())))
+        return Iterate(self, value)
+
+    def apply(self, operator: str, argument: Iterate) -> Iterate:
+        if argument._recorder is not self:
+            raise TraceError("an iterate of another trace was used: keep iterates inside the algorithm's function")
+        value = f"_{len(self.instructions)}"
+        index = self.calls[operator] = self.calls.get(operator, -1) + 1
+        self.instructions.append(Apply(value, operator, index, argument._name))
+        if self.readings[operator] == "residual":
+            return self.combine({argument._name: 1.0, value: 1.0})
+        return Iterate(self, value)

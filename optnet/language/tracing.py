@@ -1,0 +1,185 @@
+"""From an algorithm to its Program: the function is run on symbols. Knows no torch and no layers."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from optnet.errors import AlgorithmError, OperatorError, reason
+from optnet.language.declaration import Algorithm
+from optnet.language.folding import fold
+from optnet.language.lookup import find_algorithm
+from optnet.language.program import Apply, Program
+from optnet.language.symbols import Iterate, OperatorSymbol, Recorder
+
+READINGS = ("map", "residual")
+
+
+def trace(
+    algorithm: str | Callable[..., Any] | Algorithm,
+    /,
+    *,
+    steps: int,
+    operators: Iterable[str] | None = None,
+    reading: str | Mapping[str, str] = "map",
+    constants: Mapping[str, Any] | None = None,
+    **more: Any,
+) -> Program:
+    """Runs the algorithm on symbols and returns its program.
+
+    Args:
+        algorithm: a name, ``my_file.py:my_method``, a dotted path, a function with the annotations ``Operator`` and
+            ``Iterate``, or an ``Algorithm``.
+        steps: how many iterations, at least 1.
+        operators: the operators to trace; those with a default are traced only if they are named here.
+        reading: ``map`` (T is the layer) or ``residual`` (T(v) = v + F(v), F is the layer). A string is meant for the
+            first operator; a mapping names several.
+        constants: the algorithm's constants. Those whose names this function does not use itself may also be given as
+            keywords.
+
+    Raises:
+        AlgorithmError: the algorithm, a constant or the number of steps cannot be read.
+        TraceError: an iterate was used for something that is not a weighted sum.
+        OperatorError: an operator is missing, unknown or given twice.
+    """
+    method = find_algorithm(algorithm)
+    given = all_constants(method, constants, more)
+    traced = fold(record(method, steps, operators, reading, given)).renamed()
+    for name in traced.readings:
+        if name not in traced.operators:
+            raise AlgorithmError(
+                f"{method.name}: what it returns never went through its operator {name}; call {name}(x)"
+            )
+    return traced
+
+
+def all_constants(
+    method: Algorithm, constants: Mapping[str, Any] | None, keywords: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The constants of ``constants=`` and those given as keywords, together.
+
+    Raises:
+        AlgorithmError: one of them is given twice, does not exist or has a wrong value.
+    """
+    if constants is not None and not isinstance(constants, Mapping):
+        raise AlgorithmError(f"{method.name}: constants={constants!r} must be a mapping like {{'beta': 0.9}}")
+    given = dict(constants or {})
+    for name in keywords:
+        if name in given:
+            raise AlgorithmError(f"{method.name}: the constant '{name}' is given twice, in constants= and as a keyword")
+    given.update(keywords)
+    method.check_constants(given)
+    return given
+
+
+def record(
+    method: Algorithm,
+    steps: int,
+    operators: Iterable[str] | None = None,
+    reading: str | Mapping[str, str] = "map",
+    constants: Mapping[str, Any] | None = None,
+) -> Program:
+    """The program as it was written: one instruction for each operation, nothing folded or dropped."""
+    given = dict(constants or {})
+    names = _operator_names(method, operators)
+    readings = _readings(method, names, reading)
+    program = _run(method, steps, names, readings, given)
+    ends = _ends(method, steps, names, readings, given, sum(1 for _ in program.applies))
+    instructions = []
+    calls = 0
+    for one in program.instructions:
+        if isinstance(one, Apply):
+            one = replace(one, iteration=min(bisect_right(ends, calls), steps - 1))
+            calls += 1
+        instructions.append(one)
+    return replace(program, instructions=tuple(instructions))
+
+
+def _run(
+    method: Algorithm, steps: int, names: tuple[str, ...], readings: dict[str, str], constants: dict[str, Any]
+) -> Program:
+    if type(steps) is not int or steps < 1:
+        raise AlgorithmError(f"steps={steps!r} must be a whole number of at least 1")
+    recorder = Recorder(readings)
+    starts = {name: Iterate(recorder, name) for name in method.starts}
+    symbols = {name: OperatorSymbol(recorder, name) for name in names}
+    try:
+        returned = method.function(**symbols, **starts, steps=steps, **constants)
+    except AlgorithmError as error:
+        error.args = (f"{method.name}: {error}",)
+        raise
+    except Exception as error:
+        raise AlgorithmError(
+            f"{method.name} failed while it was traced: {type(error).__name__}: {reason(error)}"
+        ) from error
+    several = isinstance(returned, (tuple, list))
+    results = tuple(returned) if several else (returned,)
+    if not results or not all(isinstance(result, Iterate) and result._recorder is recorder for result in results):
+        kinds = ", ".join(type(result).__name__ for result in results) or "nothing"
+        raise AlgorithmError(
+            f"{method.name} returns {kinds}: end it with 'return x', an iterate or a tuple of iterates"
+        )
+    return Program(
+        method.name, method.starts, tuple(recorder.instructions), tuple(result._name for result in results),
+        main=names[0], iterations=steps, several=several, readings=readings, constants=constants,
+    )  # fmt: skip
+
+
+def _ends(
+    method: Algorithm,
+    steps: int,
+    names: tuple[str, ...],
+    readings: dict[str, str],
+    constants: dict[str, Any],
+    total: int,
+) -> list[int]:
+    """How many calls the first 1, 2, ..., ``steps`` iterations have together, as shorter runs of the algorithm count.
+
+    A call before or behind the loop counts with the first iteration. Three short runs tell the rest where each
+    iteration has equally many calls; otherwise every length is run.
+    """
+
+    def count(iterations: int) -> int:
+        try:
+            return sum(1 for _ in _run(method, iterations, names, readings, constants).applies)
+        except AlgorithmError:  # the algorithm does not take so few
+            return 0
+
+    if steps == 1:
+        return [total]
+    ends = [count(iterations) for iterations in range(1, min(steps, 4))]
+    each = ends[1] - ends[0] if len(ends) > 1 else total - ends[0]
+    even = [ends[0] + k * each for k in range(steps)]
+    if even[: len(ends)] == ends and even[-1] == total:
+        return even
+    return [*ends, *(count(iterations) for iterations in range(len(ends) + 1, steps)), total]
+
+
+def _operator_names(method: Algorithm, operators: Iterable[str] | None) -> tuple[str, ...]:
+    required = tuple(name for name, needed in method.operators.items() if needed)
+    if operators is None:
+        return required
+    names = (operators,) if isinstance(operators, str) else tuple(operators)
+    for name in names:
+        if name not in method.operators:
+            raise OperatorError(f"{method.name} has no operator '{name}'; it has: {', '.join(method.operators)}")
+        if names.count(name) > 1:
+            raise OperatorError(f"{method.name}: the operator '{name}' is given twice; name it once")
+    for name in required:
+        if name not in names:
+            raise OperatorError(f"{method.name}: its operator '{name}' is missing; give {', '.join(required)}")
+    return tuple(name for name in method.operators if name in names)
+
+
+def _readings(method: Algorithm, names: tuple[str, ...], reading: str | Mapping[str, str]) -> dict[str, str]:
+    given = {names[0]: reading} if isinstance(reading, str) else dict(reading)
+    for name, how in given.items():
+        if name not in names:
+            raise OperatorError(
+                f"{method.name}: a reading is given for '{name}', which is not one of {', '.join(names)}"
+            )
+        if how not in READINGS:
+            raise OperatorError(f"{method.name}: reading '{how}' is unknown; it is 'map' or 'residual'")
+    return {name: given.get(name, "map") for name in names}

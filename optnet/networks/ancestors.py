@@ -1,0 +1,153 @@
+"""The published networks that ours start from, and which of their modules is which of ours. Converts no weights.
+
+The ancestors are the ResNet, ResNetV2 and DenseNet of timm and torchvision. Names are made here, never taken apart: the
+network says which module serves which call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from optnet.networks.network import Network
+from optnet.networks.unrolled import Unrolled, unrolled_in
+
+State = Mapping[str, Tensor]
+Pairs = Iterator[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Ancestor:
+    """A family of published networks.
+
+    Attributes:
+        mark: a parameter that all of the family have, and no other family has.
+        stem, head: its first convolution and its classifier.
+        modules: (network of ours) -> pairs (name of their module, name of ours) of all others.
+        read: (their state dict) -> algorithm, blocks, widths and layer of the equal network.
+    """
+
+    mark: str
+    stem: str
+    head: str
+    modules: Callable[[Network], Pairs]
+    read: Callable[[State], dict[str, Any]]
+
+
+def ancestor_of(keys: Collection[str]) -> Ancestor | None:
+    """The family whose parameters are called so; None for any other network, and for ours."""
+    return next((ancestor for ancestor in ANCESTORS if ancestor.mark in keys), None)
+
+
+def parameter_pairs(ancestor: Ancestor, network: Network) -> dict[str, str]:
+    """Their parameters and buffers -> ours, by name."""
+    pairs: dict[str, str] = {}
+    for theirs, ours in ((ancestor.stem, "stem.conv"), (ancestor.head, "head.fc")):
+        pairs |= {f"{theirs}.{name}": f"{ours}.{name}" for name in ("weight", "bias")}
+    for theirs, ours in _module_pairs(ancestor, network):
+        pairs |= {f"{theirs}.{name}": f"{ours}.{name}" for name in network.get_submodule(ours).state_dict()}
+    return pairs
+
+
+def _module_pairs(ancestor: Ancestor, network: Network) -> Pairs:
+    """The pairs whose second module the network has: a network of another family may lack one."""
+    here = {name for name, _ in network.named_modules()}
+    return ((theirs, ours) for theirs, ours in ancestor.modules(network) if ours in here)
+
+
+def norm_pairs(ancestor: Ancestor, network: Network) -> Iterator[tuple[str, str]]:
+    """Their batch norms and ours, by name."""
+    for theirs, ours in _module_pairs(ancestor, network):
+        for name, module in network.get_submodule(ours).named_modules():
+            if isinstance(module, nn.BatchNorm2d):
+                below = f".{name}" if name else ""
+                yield f"{theirs}{below}", f"{ours}{below}"
+
+
+def _stages(network: Network) -> Iterator[tuple[int, str, Unrolled]]:
+    """For every stage its number, the name of its body, and its unrolled algorithm."""
+    for i, unrolled in enumerate(unrolled_in(network.stages).values()):
+        yield i, f"stages.{i}.unrolled.body", unrolled
+
+
+def _blocks(network: Network, block: str, shortcut: str) -> Pairs:
+    """The layers T of every stage, call after call, and the shortcut of its first block.
+
+    Args:
+        block, shortcut: their names, with the places {stage} and {block}, both counted from 0.
+    """
+    for i, body, unrolled in _stages(network):
+        for j, name in enumerate(unrolled.served_by(unrolled.program.main)):
+            yield block.format(stage=i, next=i + 1, block=j), f"{body}.{name}"
+        for name in unrolled.shortcuts.values():
+            yield shortcut.format(stage=i, next=i + 1), f"{body}.{name}"
+
+
+def _resnet(network: Network) -> Pairs:
+    yield "bn1", "stem.norm"
+    yield from _blocks(network, "layer{next}.{block}", "layer{next}.0.downsample")
+
+
+def _resnetv2(network: Network) -> Pairs:
+    yield "norm", "norm.0"
+    yield from _blocks(network, "stages.{stage}.blocks.{block}", "stages.{stage}.blocks.0.downsample.conv")
+    for i, stage in enumerate(network.stages):
+        transitions: Any = stage.transitions
+        if isinstance(transitions[0], nn.Sequential):  # a stage that projects owns the first norm
+            yield f"stages.{i}.blocks.0.norm1", f"stages.{i}.transitions.0.0"
+
+
+def _densenet(network: Network) -> Pairs:
+    yield "features.norm0", "stem.norm"
+    yield "features.norm5", "norm.0"
+    for i, body, unrolled in _stages(network):
+        served = {(call.iteration, unrolled.layers[call.value]) for call in unrolled.program.applies}
+        for iteration, name in sorted(served):
+            yield f"features.denseblock{i + 1}.denselayer{iteration + 1}", f"{body}.{name}"
+        if i:
+            yield f"features.transition{i}.norm", f"stages.{i}.transitions.0.0"
+            yield f"features.transition{i}.conv", f"stages.{i}.transitions.0.2"
+
+
+def _count(state: State, name: str, first_stage: int, first_block: int) -> list[int]:
+    """How many blocks each stage has; ``name`` has the places {stage} and {block}."""
+    blocks: list[int] = []
+    while name.format(stage=first_stage + len(blocks), block=first_block) in state:
+        count = 0
+        while name.format(stage=first_stage + len(blocks), block=first_block + count) in state:
+            count += 1
+        blocks.append(count)
+    return blocks
+
+
+def _read_resnet(state: State) -> dict[str, Any]:
+    blocks = _count(state, "layer{stage}.{block}.conv1.weight", 1, 0)
+    widths = [len(state[f"layer{i + 1}.0.conv1.weight"]) for i in range(len(blocks))]
+    layer = "bottleneck" if "layer1.0.conv3.weight" in state else "basic"
+    return {"algorithm": "heavy_ball", "blocks": blocks, "widths": widths, "layer": layer}
+
+
+def _read_resnetv2(state: State) -> dict[str, Any]:
+    blocks = _count(state, "stages.{stage}.blocks.{block}.conv1.weight", 0, 0)
+    widths = [len(state[f"stages.{i}.blocks.0.conv1.weight"]) for i in range(len(blocks))]
+    layer = "preact_bottleneck" if "stages.0.blocks.0.conv3.weight" in state else "preact_basic"
+    return {"algorithm": "heavy_ball", "blocks": blocks, "widths": widths, "layer": layer}
+
+
+def _read_densenet(state: State) -> dict[str, Any]:
+    blocks = _count(state, "features.denseblock{stage}.denselayer{block}.conv1.weight", 1, 1)
+    compressed = "features.denseblock1.denselayer1.conv2.weight" in state
+    last = "conv2" if compressed else "conv1"
+    growth = len(state[f"features.denseblock1.denselayer1.{last}.weight"])
+    layer = "dense_bc" if compressed else "dense"
+    return {"algorithm": "nesterov_dense", "blocks": blocks, "widths": [growth] * len(blocks), "layer": layer}
+
+
+ANCESTORS = (
+    Ancestor("features.conv0.weight", "features.conv0", "classifier", _densenet, _read_densenet),
+    Ancestor("stages.0.blocks.0.conv1.weight", "stem.conv", "head.fc", _resnetv2, _read_resnetv2),
+    Ancestor("layer1.0.conv1.weight", "conv1", "fc", _resnet, _read_resnet),
+)

@@ -1,0 +1,231 @@
+"""Weights between the ancestors (timm's and torchvision's ResNet, ResNetV2, DenseNet) and the equal optnet networks."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import Any
+
+import timm
+import torch
+from timm.models.densenet import DenseNet
+from timm.models.resnet import BasicBlock, Bottleneck, ResNet
+from torch import Tensor, nn
+
+from optnet.errors import ModelError, reason
+from optnet.networks.ancestors import Ancestor, ancestor_of, norm_pairs, parameter_pairs
+from optnet.networks.layers import FAMILIES
+from optnet.networks.network import Network
+from optnet.networks.unrolled import coefficient_names, coefficients
+
+
+def to_ours(state: dict[str, Tensor], model: Network) -> dict[str, Tensor]:
+    """An ancestor's state dict as ``model``'s, whose coefficients stay as they are; ours as it is.
+
+    The stem and the classifier keep their own sizes: timm adapts the one and drops the other where they differ.
+
+    Raises:
+        ModelError: a parameter has no place in the model, or another shape there.
+    """
+    ancestor = ancestor_of(state)
+    if ancestor is None:
+        return state
+    wanted = model.state_dict()
+    pairs = parameter_pairs(ancestor, model)
+    sized_anew = {f"{name}.{kind}" for name in ("stem.conv", "head.fc") for kind in ("weight", "bias")}
+    made = {name: wanted[name] for name in coefficient_names(model)}
+    for theirs, value in state.items():
+        ours = pairs.get(theirs)
+        if ours is None:
+            raise ModelError(f"the weights' {theirs} has no place in this network")
+        if ours == "head.fc.weight":
+            value = value.flatten(1)
+        elif ours not in sized_anew and value.shape != wanted[ours].shape:
+            raise ModelError(
+                f"the weights' {theirs} is {_shape(value)}, but this network's {ours} {_shape(wanted[ours])}"
+            )
+        made[ours] = value
+    return made
+
+
+def _shape(value: Tensor) -> str:
+    return "x".join(map(str, value.shape)) or "a number"
+
+
+def checkpoint_filter(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """timm's ``pretrained_filter_fn``: published weights of the ancestor for the equal network of ours."""
+    return to_ours(state, model) if isinstance(model, Network) else state
+
+
+def from_timm(model: nn.Module, **options: Any) -> Network:
+    """The optnet network that computes what a ResNet, ResNetV2 or DenseNet of timm or torchvision computes.
+
+    At the ancestor's coefficients, the default, it computes the same; at others it computes its own with the same
+    weights: heavy ball with step = 0.1 and beta = 0.9 makes a Momentum ResNet of a ResNet.
+
+    Args:
+        options: of ``Network.from_algorithm``: ``algorithm`` (by default ``heavy_ball`` for residual networks and
+            ``nesterov_dense`` for dense ones), ``coefficients``, ``coefficient_init``, ``constants``, ...
+
+    Raises:
+        ModelError: the model is of another family, or has parts (wide or deep stems and blocks, anti-aliasing,
+            attention, group norm, stochastic depth, ...) with no place in ours; or an option is wrong.
+    """
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"from_timm converts a model like timm.create_model('resnet18'), not {type(model).__name__}")
+    name, state = type(model).__name__, model.state_dict()
+    ancestor = ancestor_of(state)
+    if ancestor is None:
+        raise ModelError(f"{name} is not a ResNet, ResNetV2 or DenseNet of timm or torchvision")
+    stem = state.get(f"{ancestor.stem}.weight")
+    if stem is None:
+        raise ModelError(f"{name} has a stem of another kind; optnet has one convolution there")
+    if stem.is_meta:
+        raise ModelError(f"{name} has no weights to convert: it is on the meta device")
+    classifier = state.get(f"{ancestor.head}.weight")
+    found = {
+        **ancestor.read(state), "stem": "imagenet" if stem.shape[-1] == 7 else "small", "stem_width": len(stem),
+        "in_chans": stem.shape[1], "num_classes": 0 if classifier is None else len(classifier),
+        "drop_rate": _dropout(model),
+    }  # fmt: skip
+    _verify(model, _filled(model, ancestor, {**found, "dtype": torch.float64}), found["in_chans"], stem.shape[-1])
+    found |= {"device": stem.device, "dtype": stem.dtype}
+    return _filled(model, ancestor, {**found, **options}).train(model.training)
+
+
+def _filled(model: nn.Module, ancestor: Ancestor, options: dict[str, Any]) -> Network:
+    """A network with the model's weights, and with the constants of its norms."""
+    try:
+        made = Network.from_algorithm(**options)
+    except TypeError as error:
+        raise ModelError(f"from_timm: {reason(error)}") from None
+    weights, wanted = to_ours(model.state_dict(), made), made.state_dict()
+    for key, value in wanted.items():
+        if key not in weights:
+            raise ModelError(f"{type(model).__name__} has nothing for this network's {key}")
+        if weights[key].shape != value.shape:
+            raise ModelError(
+                f"{type(model).__name__}'s {key} is {_shape(weights[key])}, not {_shape(value)}; in_chans and "
+                f"num_classes are the model's own"
+            )
+    made.load_state_dict(weights)
+    _share_constants(model, made, norm_pairs(ancestor, made))
+    return made
+
+
+def _share_constants(source: nn.Module, target: nn.Module, pairs: Iterable[tuple[str, str]]) -> None:
+    """Gives the target's batch norms the eps and momentum of the source's: pairs of names (source, target)."""
+    for one, other in pairs:
+        given: Any = source.get_submodule(one)
+        taking: Any = target.get_submodule(other)
+        taking.eps, taking.momentum = given.eps, given.momentum
+
+
+def _dropout(model: nn.Module) -> float:
+    """The rate of the dropout before the classifier.
+
+    Raises:
+        ModelError: something inside the blocks drops at random, which optnet's blocks do not.
+    """
+    rate = getattr(model, "drop_rate", 0.0)
+    heads = [part for part in (getattr(model, name, None) for name in ("head", "head_drop")) if part is not None]
+    in_head = {module for head in heads for module in head.modules()}
+    for name, module in model.named_modules():
+        here = module.p if isinstance(module, nn.Dropout) else getattr(module, "drop_prob", None)
+        here = here or (getattr(module, "drop_rate", 0.0) if name else 0.0)
+        if here and module not in in_head:
+            raise ModelError(f"{type(model).__name__}'s {name} drops at random; optnet's blocks do not")
+        rate = here or rate
+    return float(rate)
+
+
+@torch.no_grad()
+def _verify(one: nn.Module, two: nn.Module, channels: int, kernel: int) -> None:
+    """Compares two models with equal weights on one image: what weights do not show (strides, pooling, another
+    activation) shows there. In float64, on copies whose norms are moved alike: fresh ones hide their branches."""
+    size = 64 if kernel == 7 else 32
+    x = torch.randn(1, channels, size, size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    outputs = []
+    for model in (one, two):
+        model = copy.deepcopy(model).to("cpu", torch.float64).eval()
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
+                for tensor in (module.weight, module.bias, module.running_mean):
+                    tensor += 0.1
+        outputs.append(model(x))
+    wanted, got = outputs
+    if got.shape != wanted.shape or not (got - wanted).norm() <= 1e-8 * wanted.norm():
+        raise ModelError(
+            f"{type(one).__name__} and {type(two).__name__} compute different things with the same weights (strides, "
+            f"activation, pooling, ...)"
+        )
+
+
+def to_timm(network: Network) -> nn.Module:
+    """The timm model that computes what the network computes.
+
+    Raises:
+        ModelError: a coefficient is not its ancestor's (it is named), or timm has no such family, widths or parts.
+    """
+    if not isinstance(network, Network):
+        raise ModelError(f"to_timm converts an optnet.Network, not {type(network).__name__}")
+    target = _timm_model(network)
+    for entry in coefficients(network):
+        wanted = _ancestral(network, entry.stage, entry.step, entry.term)
+        if entry.value != wanted:
+            raise ModelError(
+                f"the coefficient of {entry.term} in {entry.stage} {entry.step} is {entry.value:g}, not timm's "
+                f"{wanted:g}; only networks at their ancestor's coefficients can be converted"
+            )
+    ours, state = network.state_dict(), target.state_dict()
+    ancestor = ancestor_of(state)
+    assert ancestor is not None
+    pairs = parameter_pairs(ancestor, network)
+    for theirs in state:
+        name = pairs.get(theirs)
+        if name is None or name not in ours or ours[name].numel() != state[theirs].numel():
+            raise ModelError(f"this network has nothing that fits timm's {theirs} ({_shape(state[theirs])})")
+        state[theirs] = ours[name].reshape(state[theirs].shape)
+    left = set(ours) - {name for theirs, name in pairs.items() if theirs in state} - coefficient_names(network)
+    if left:
+        raise ModelError(f"timm's {type(target).__name__} has no place for this network's {min(left)}")
+    target.load_state_dict(state)
+    _share_constants(network, target, ((ours, theirs) for theirs, ours in norm_pairs(ancestor, network)))
+    _verify(network, target, network.in_chans, 7 if network.options.stem == "imagenet" else 3)
+    return target.train(network.training)
+
+
+def _ancestral(network: Network, stage: str, step: str, term: str) -> float:
+    """The weight of a term at the ancestor: 1 on operators and, in residual rows, the newest iterate."""
+    program: Any = network.get_submodule(stage).program
+    layers = {call.value for call in program.calls(program.main)}
+    if term in layers:
+        return 1.0
+    if not FAMILIES[network.layer].same_start:
+        return 0.0
+    row = next(row for row in program.combines if row.value == step)
+    return float(term == [other for other in row.terms if other not in layers][-1])
+
+
+def _timm_model(network: Network) -> nn.Module:
+    options = network.options
+    if options.norm != "batch":
+        raise ModelError(f"timm's ancestors have batch norms, this network has norm={options.norm}")
+    if any(len(program.start.starts) > 1 for program in network.programs):
+        raise ModelError("timm has no model with two streams, or with an iterate carried across stages")
+    parameter = next(network.parameters())
+    dd = {"device": parameter.device, "dtype": parameter.dtype}
+    shared: dict[str, Any] = {
+        "num_classes": network.num_classes, "in_chans": network.in_chans, "act_layer": options.act_layer,
+        "global_pool": network.head.global_pool.pool_type, "drop_rate": network.head.drop.p, **dd,
+    }  # fmt: skip
+    blocks = tuple(program.start.iterations for program in network.programs)
+    standard = network.widths == [64, 128, 256, 512] and options.stem == "imagenet"
+    if network.layer in ("basic", "bottleneck") and standard:
+        return ResNet(BasicBlock if network.layer == "basic" else Bottleneck, blocks, **shared)
+    if network.layer in ("preact_basic", "preact_bottleneck") and standard:
+        name = "resnetv2_18" if network.layer == "preact_basic" else "resnetv2_50"
+        return timm.create_model(name, pretrained=False, layers=blocks, **shared)
+    if network.layer == "dense_bc" and options.stem == "imagenet":
+        return DenseNet(growth_rate=network.widths[0], block_config=blocks, **shared)
+    raise ModelError(f"timm has no model with layer={network.layer}, widths={network.widths}, stem={options.stem}")

@@ -1,0 +1,279 @@
+"""A Program as a torch.fx graph of real layers: a node per call, a chain of multiply-adds per sum."""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from operator import getitem
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from optnet.errors import OperatorError
+from optnet.language.program import Apply, Combine, Program, unique
+
+
+@dataclass(frozen=True)
+class Call:
+    """What an operator factory is asked to build: the layer of one call, or of all fresh calls of one sum.
+
+    Attributes:
+        operator: the operator's name.
+        index: the number of the (first) call, counted per operator.
+        arguments: the values that the layer is applied to; more than one only if the factory declares ``sums``.
+        starts: for each argument, whether it is a starting point of the program, unprojected.
+        owned: whether the argument is a sum that nothing else reads: the layer may overwrite it.
+    """
+
+    operator: str
+    index: int
+    arguments: tuple[str, ...]
+    starts: tuple[bool, ...]
+    owned: bool = False
+
+
+Factory = Callable[[Call], nn.Module]
+
+RESERVED = frozenset(dir(fx.GraphModule(nn.Module(), fx.Graph())))
+"""What an operator's module cannot be called: a module's own attributes."""
+ARGUMENTS = frozenset({*dir(builtins), "self", "torch", "fx", "device", "inf", "nan", "NoneType", "pytree"})
+"""What an argument of the code that torch.fx writes cannot be called."""
+
+
+@dataclass(frozen=True)
+class LayerFactory:
+    """A factory with its protocol declared: ``weighted`` and ``sums`` as in ``unroll``.
+
+    ``fresh`` says that the layers' outputs are tensors of their own, never an input or a view of one, which autograd
+    does not need (behind an affine map it does not): a sum is then added up in their place.
+    """
+
+    build: Factory
+    weighted: bool = False
+    sums: bool = False
+    fresh: bool = False
+
+    def __call__(self, call: Call) -> nn.Module:
+        return self.build(call)
+
+
+def along_channels(weight: Tensor, x: Tensor) -> Tensor:
+    """A weight for each channel, in the shape that multiplies x of (batch, channels, ...)."""
+    return weight.reshape([-1] + [1] * (x.ndim - 2))
+
+
+class Emitter:
+    """Writes one fx graph: a node per call, a chain of multiply-adds per sum."""
+
+    def __init__(
+        self,
+        program: Program,
+        operators: Mapping[str, nn.Module | Factory],
+        shortcuts: Mapping[str, nn.Module | None],
+        channels: int | None,
+        packed: bool,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        self.program = program
+        self.operators = operators
+        self.shortcuts = {start: module for start, module in shortcuts.items() if module is not None}
+        self.learnable = channels is not None
+        self.channels = channels or 0  # 0: one coefficient a term, not one a channel
+        self.packed = packed
+        self.device, self.dtype = device, dtype
+        self.root = nn.Module()
+        self.graph = fx.Graph()
+        self.raw: dict[str, fx.Node] = {}  # the starting points as they come
+        self.nodes: dict[str, fx.Node] = {}  # every value as sums and results see it
+        self.names = set(RESERVED)
+        self.coefficients = unique("coefficients", self.names)
+        self.shared = {  # the module of an operator that all its calls share
+            name: unique(name, self.names) for name, given in operators.items() if isinstance(given, nn.Module)
+        }
+        self.layers: dict[str, str] = {}  # for the value of a call the name of the module that serves it
+        self.projections: dict[str, str] = {}  # for a starting point the name of its shortcut
+        self.rows: dict[str, str] = {}  # for a sum the name of its parameter; "" if its weights are fixed
+        self.fresh: set[fx.Node] = set()  # what only the sum at work knows: it may be overwritten
+        self.sums: set[str] = set()  # the values that are no other value by another name
+        self.readers = readers = program.readers()
+        self.folded = {  # calls that one sum alone reads, and whose layer takes that sum's weight
+            call.value: call
+            for call in program.applies
+            if self._declares(call.operator, "weighted", "sums")
+            and len(readers[call.value]) == 1
+            and isinstance(readers[call.value][0], Combine)
+            and call.value not in program.results
+        }
+
+    def _declares(self, operator: str, *flags: str) -> bool:
+        return any(getattr(self.operators[operator], flag, False) for flag in flags)
+
+    def run(self) -> fx.GraphModule:
+        self._place_starts()
+        for one in self.program.instructions:
+            if isinstance(one, Combine):
+                self.fresh.clear()
+                self.nodes[one.value] = self._combine(one)
+                if self.nodes[one.value] in self.fresh:
+                    self.sums.add(one.value)
+            elif one.value not in self.folded:
+                self.nodes[one.value] = self._call([one], None)
+        results = [self.nodes[value] for value in self.program.results]
+        self.graph.output(results if self.packed else tuple(results) if self.program.several else results[0])
+        name = "".join(part.title() for part in self.program.name.split("_"))
+        body = fx.GraphModule(self.root, self.graph, class_name=name if name.isidentifier() else "Program")
+        if body.graph.eliminate_dead_code():  # with fixed weights: what is used with weight 0 alone
+            body.recompile()
+            body.delete_all_unused_submodules()
+            used = {name for name, _ in body.named_modules()}
+            self.layers = {value: name for value, name in self.layers.items() if name in used}
+            self.projections = {start: name for start, name in self.projections.items() if name in used}
+        return body
+
+    def _place_starts(self) -> None:
+        if self.packed:
+            packed = self.graph.placeholder("starts", type_expr=list[Tensor])
+            for i, start in enumerate(self.program.starts):
+                self.raw[start] = self.graph.call_function(getitem, (packed, i))
+        else:
+            taken: set[str] = set()
+            self.raw = {start: self.graph.placeholder(unique(start, taken, ARGUMENTS)) for start in self.program.starts}
+        carried = {term for row in self.program.combines for term in row.terms} | set(self.program.results)
+        for start, node in self.raw.items():
+            if start in self.shortcuts and start in carried:
+                name = self.projections[start] = unique(f"shortcut_{start}", self.names)
+                self.root.add_module(name, self.shortcuts[start])
+                node = self.graph.call_module(name, (node,))
+            self.nodes[start] = node
+
+    def _argument(self, value: str) -> fx.Node:
+        """A value as an operator gets it: a starting point raw, without its shortcut."""
+        return self.raw.get(value) or self.nodes[value]
+
+    def _call(self, calls: list[Apply], weights: list[fx.Node] | None) -> fx.Node:
+        """One layer, for one call or for all calls of one sum."""
+        operator = self.operators[calls[0].operator]
+        starts = tuple(call.argument in self.raw for call in calls)
+        arguments = tuple(call.argument for call in calls)
+        value = arguments[0]
+        owned = value in self.sums and len(self.readers[value]) == 1 and value not in self.program.results
+        call = Call(calls[0].operator, calls[0].index, arguments, starts, owned)
+        inputs = [self._argument(name) for name in arguments]
+        if isinstance(operator, nn.Module):
+            name, layer = self.shared[call.operator], operator
+        else:
+            name, layer = unique(self.program.labels[calls[0].value], self.names), operator(call)
+        if not isinstance(layer, nn.Module):
+            raise OperatorError(
+                f"operator {call.operator}: its factory returned {type(layer).__name__}; it must return an nn.Module"
+            )
+        self.root.add_module(name, layer)
+        self.layers.update((one.value, name) for one in calls)
+        if self._declares(call.operator, "weighted", "sums"):
+            node = self.graph.call_module(name, (inputs, weights))
+            if calls[0].value in self.folded and self._declares(call.operator, "fresh"):
+                self.fresh.add(node)
+            return node
+        return self.graph.call_module(name, (inputs[0],))
+
+    def _combine(self, row: Combine) -> fx.Node:
+        weights = dict(zip(row.terms, row.weights, strict=True))
+        self.rows[row.value] = ""
+        if not self.learnable:
+            return self._fixed(row.value, weights)
+        name = self.rows[row.value] = self._add_parameter(row)
+        vector = self.graph.get_attr(name)
+        if self.channels:
+            vector = self.graph.call_method("reshape", (vector, len(row.terms), self.channels))
+        unbound = self.graph.call_method("unbind", (vector,))
+        nodes = {term: self.graph.call_function(getitem, (unbound, i)) for i, term in enumerate(row.terms)}
+        total: fx.Node | None = None
+        for calls in self._layers([term for term in row.terms if term in self.folded]):
+            part = self._call(calls, [nodes[call.value] for call in calls])
+            total = part if total is None else self._add(row.value, calls[0].value, total, part)
+        for term in row.terms:
+            if term not in self.folded:
+                total = self._multiply_add((row.value, term), total, self.nodes[term], nodes[term])
+        assert total is not None
+        return total
+
+    def _layers(self, terms: list[str]) -> list[list[Apply]]:
+        """The folded calls of one sum, grouped into layers: one each, or one per operator that declares ``sums``."""
+        groups: dict[tuple[str, str], list[Apply]] = {}
+        for term in terms:
+            call = self.folded[term]
+            together = self._declares(call.operator, "sums") and call.operator not in self.shared
+            groups.setdefault((call.operator, "" if together else term), []).append(call)
+        return list(groups.values())
+
+    def _multiply_add(self, place: tuple[str, str], total: fx.Node | None, x: fx.Node, weight: fx.Node) -> fx.Node:
+        weight = self.graph.call_method("type_as", (weight, x))  # under autocast the sum keeps the layers' precision
+        if self.channels:
+            weight = self.graph.call_function(along_channels, (weight, x))
+        if total is None:
+            return self._new(self.graph.call_function(torch.mul, (x, weight)))
+        return self._onto(place, "addcmul", (total, x, weight))
+
+    def _new(self, node: fx.Node) -> fx.Node:
+        self.fresh.add(node)
+        return node
+
+    def _onto(self, place: tuple[str, str], name: str, arguments: tuple[fx.Node, ...], **options: Any) -> fx.Node:
+        """Adds to the first argument: in its place where it is the sum's own."""
+        if arguments[0] in self.fresh:
+            node = self.graph.call_method(f"{name}_", arguments, options)
+        else:
+            node = self.graph.call_function(getattr(torch, name), arguments, options)
+        node.meta["sum"] = place
+        return self._new(node)
+
+    def _add_parameter(self, row: Combine) -> str:
+        """Makes the coefficients of a sum a parameter; returns its name."""
+        if not any(self.rows.values()):
+            self.root.add_module(self.coefficients, nn.Module())
+        dtype = self.dtype or torch.get_default_dtype()
+        values = torch.tensor(row.weights, dtype=dtype).repeat_interleave(self.channels or 1)
+        self.root.get_submodule(self.coefficients).register_parameter(
+            row.value, nn.Parameter(values.to(self.device or torch.get_default_device()))
+        )
+        return f"{self.coefficients}.{row.value}"
+
+    def _add(self, row: str, term: str, total: fx.Node, part: fx.Node, alpha: float = 1.0) -> fx.Node:
+        return self._onto((row, term), "add", (total, part), **({"alpha": alpha} if alpha != 1 else {}))
+
+    def _fixed(self, row: str, weights: Mapping[str, float]) -> fx.Node:
+        """A sum with fixed weights: zero terms cost nothing, a weight of 1 costs no multiplication."""
+        parts: list[tuple[fx.Node, float, str]] = []
+        for calls in self._layers([term for term in weights if term in self.folded]):
+            name = calls[0].value
+            if len(calls) > 1:
+                given = self._constants(calls, [weights[call.value] for call in calls])
+                parts.append((self._call(calls, given), 1.0, name))
+            elif weights[name] or len(weights) == 1:
+                parts.append((self._call(calls, None), weights[name], name))
+        parts += [
+            (self.nodes[t], w, t) for t, w in weights.items() if t not in self.folded and (w or len(weights) == 1)
+        ]
+        if not parts:  # a sum of zeros
+            term = next(iter(weights))
+            parts = [(self._call([self.folded[term]], None) if term in self.folded else self.nodes[term], 0.0, term)]
+        parts.sort(key=lambda part: (part[0] not in self.fresh, part[1] != 1))
+        total, weight, _ = parts[0]
+        if weight != 1 and total in self.fresh:
+            total = self._new(self.graph.call_method("mul_", (total, weight)))
+        elif weight != 1:
+            total = self._new(self.graph.call_function(torch.mul, (total, weight)))
+        for node, weight, term in parts[1:]:
+            total = self._add(row, term, total, node, weight)
+        return total
+
+    def _constants(self, calls: list[Apply], weights: list[float]) -> list[fx.Node] | None:
+        """Fixed weights for a layer that takes a whole sum, in the precision of its input; None if they are all 1."""
+        if all(weight == 1 for weight in weights):
+            return None
+        first = self._argument(calls[0].argument)
+        unbound = self.graph.call_method("unbind", (self.graph.call_method("new_tensor", (first, weights)),))
+        return [self.graph.call_function(getitem, (unbound, i)) for i in range(len(weights))]

@@ -1,0 +1,20 @@
+"""The layers that stand for an algorithm's operators, by the name that ``layer=`` takes."""
+
+from optnet.networks.layers.dense import Dense, DenseBC
+from optnet.networks.layers.family import Family
+from optnet.networks.layers.norms import NORMS, PLACES
+from optnet.networks.layers.plain import Plain
+from optnet.networks.layers.residual import Basic, Bottleneck, PreActBasic, PreActBottleneck
+from optnet.networks.layers.style import Style
+
+__all__ = ["FAMILIES", "NORMS", "PLACES", "Family", "Style"]
+
+FAMILIES: dict[str, type[Family]] = {
+    "plain": Plain,
+    "basic": Basic,
+    "bottleneck": Bottleneck,
+    "preact_basic": PreActBasic,
+    "preact_bottleneck": PreActBottleneck,
+    "dense": Dense,
+    "dense_bc": DenseBC,
+}

@@ -1,0 +1,121 @@
+"""The layers of DenseNet: one convolution over a concatenation is the sum of all fresh calls of an operator."""
+
+from __future__ import annotations
+
+from itertools import groupby
+
+import torch
+from torch import Tensor, nn
+
+from optnet.errors import ModelError
+from optnet.networks.emitting import Call, LayerFactory
+from optnet.networks.layers.family import Family
+
+
+class DenseSum(nn.Module):
+    """``sum_j alpha_j W_j phi(BN x_j)``, as one convolution over the concatenated x_j.
+
+    The alpha_j are folded into the slices of the convolution's weights. Huang, Liu, van der Maaten, Weinberger 2017.
+    """
+
+    def __init__(self, family: Family, in_chs: list[int], out_chs: int, kernel: int) -> None:
+        super().__init__()
+        style = family.style
+        self.runs = [(chs, len(list(same))) for chs, same in groupby(in_chs)]
+        self.norm1 = style.norm_layer(sum(in_chs))
+        self.act1 = style.act()
+        self.conv1 = style.conv(sum(in_chs), out_chs, kernel)
+
+    def forward(self, xs: list[Tensor], weights: list[Tensor] | None = None) -> Tensor:
+        out = self.act1(self.norm1(torch.cat(xs, 1)))
+        return self.conv1(out, None, None if weights is None else self._per_channel(torch.stack(weights)))
+
+    def _per_channel(self, alpha: Tensor) -> Tensor:
+        """Weights (terms,) or (terms, out channels) as the convolution's (1 or out channels, in channels, 1, 1)."""
+        repeated: list[Tensor] = []
+        start = 0
+        for chs, terms in self.runs:
+            repeated.append(alpha[start : start + terms].repeat_interleave(chs, 0))
+            start += terms
+        return torch.cat(repeated).unsqueeze(1).flatten(1).t().unsqueeze(-1).unsqueeze(-1)
+
+
+class DenseTail(nn.Module):
+    """``W phi(BN x)``: the 3x3 half of a bottleneck-compressed layer, in the place of P."""
+
+    def __init__(self, family: Family, in_chs: int) -> None:
+        super().__init__()
+        style = family.style
+        self.norm2 = style.norm_layer(in_chs)
+        self.act2 = style.first_act()
+        self.conv2 = style.conv(in_chs, family.chs, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv2(self.act2(self.norm2(x)))
+
+
+class Dense(Family):
+    """T = BN-ReLU-conv3x3 to ``width`` channels (the growth rate k), P = identity."""
+
+    final_norm = True
+    same_start = False
+    places = ("before",)
+    compression = 1.0
+
+    def T(self) -> LayerFactory:
+        return LayerFactory(
+            lambda call: DenseSum(self, self.sum_chs(call), self.chs, 3), weighted=True, sums=True, fresh=True
+        )
+
+    def sum_chs(self, call: Call) -> list[int]:
+        return [self.stage_chs if start else self.chs for start in call.starts]
+
+    @property
+    def stage_chs(self) -> int:
+        """Channels of x_0, behind the transition."""
+        return self.in_chs if self.first else int(self.in_chs * self.compression)
+
+    def P(self) -> LayerFactory:
+        return LayerFactory(self._tail)
+
+    def _tail(self, call: Call) -> nn.Module:
+        """Raises:
+        ModelError: the call is of a starting point, which has another width than what P gives.
+        """
+        if call.starts[0]:
+            raise ModelError(f"dense layers have no {call.operator} for a starting point; use another layer=")
+        return self._activation(call)
+
+    def shortcut(self) -> nn.Module | None:
+        return None
+
+    def transition(self) -> nn.Module:
+        if self.first:
+            return nn.Identity()
+        layers = [
+            self.style.norm_layer(self.in_chs),
+            self.style.first_act(),
+            self.style.conv(self.in_chs, self.stage_chs, 1),
+        ]
+        return nn.Sequential(*layers, nn.AvgPool2d(self.stride, self.stride))
+
+    def out_chs(self, own: int, results: int) -> int:
+        return self.chs * (results - own) + self.stage_chs * own
+
+
+class DenseBC(Dense):
+    """T = BN-ReLU-conv1x1 to ``4 width`` channels, P = BN-ReLU-conv3x3 to ``width``; transitions halve the channels."""
+
+    takes_P = True
+    compression = 0.5
+    one_width = False
+    bottleneck = 4
+
+    def T(self) -> LayerFactory:
+        chs = self.bottleneck * self.width
+        return LayerFactory(
+            lambda call: DenseSum(self, self.sum_chs(call), chs, 1), weighted=True, sums=True, fresh=True
+        )
+
+    def _activation(self, call: Call) -> nn.Module:
+        return DenseTail(self, self.bottleneck * self.width)

@@ -1,0 +1,339 @@
+"""The image network: stem, stages, head, and timm's model contract. Knows no algorithm and no model by name."""
+
+import itertools
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self
+
+import torch
+from timm.layers import ClassifierHead, get_device_dtype
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+
+from optnet.errors import ModelError, reason
+from optnet.language.declaration import Algorithm
+from optnet.language.lookup import find_algorithm
+from optnet.language.program import Program
+from optnet.networks.design import StageProgram, design, suitable_layer
+from optnet.networks.initialisation import set_weight, weight_norm_scales
+from optnet.networks.layers import FAMILIES, Family, Style
+from optnet.networks.options import NetworkOptions
+from optnet.networks.unrolled import coefficient_names, unroll, unrolled_in
+
+
+class Stage(nn.Module):
+    """One run of the algorithm at one width, or its part there: a transition, then the unrolled algorithm.
+
+    Takes and returns a list of tensors (batch, channels, height, width), one for each stream: the results, if there
+    are as many as the next stage (behind the last stage: the algorithm) has starting points, else one stream of all
+    results side by side.
+    """
+
+    def __init__(self, program: StageProgram, family: Family, next_streams: int, **options: Any) -> None:
+        super().__init__()
+        start = program.start
+        self.streams = len(start.starts)
+        self.out_streams = len(start.results) if len(start.results) in (1, next_streams) else 1
+        self.out_chs = family.out_chs(start.results.count(start.starts[0]), len(start.results) // self.out_streams)
+        self.transitions = nn.ModuleList(family.transition() for _ in range(self.streams))
+        operators = {name: family.T() if name == start.main else family.P() for name in start.operators}
+        shortcuts = {name: family.shortcut() for name in start.starts}
+        self.unrolled = unroll(
+            start, textbook=program.textbook, operators=operators, channels=family.chs, packed=True, **options,
+            shortcuts={name: layer for name, layer in shortcuts.items() if layer is not None or not family.same_start},
+        )  # fmt: skip
+        for i in set(range(self.streams)) - self.unrolled.reads():
+            self.transitions[i] = nn.Identity()
+
+    def forward(self, streams: list[Tensor]) -> list[Tensor]:
+        starts: list[Tensor] = []
+        for i, transition in enumerate(self.transitions):
+            starts.append(transition(streams[i]))
+        results: list[Tensor] = self.unrolled(starts)
+        return [torch.cat(results, 1)] if len(results) > self.out_streams else results
+
+
+def _merge(streams: list[Tensor], shown: int) -> Tensor:
+    """One tensor of all streams: the one of that number, or with -1 their mean."""
+    if shown >= 0:
+        return streams[shown]
+    total = streams[0]
+    for stream in streams[1:]:
+        total = total + stream
+    return total if len(streams) == 1 else total / len(streams)
+
+
+def _shown(this: Program, following: Program, streams: int) -> int:
+    """Which of the values carried into the next stage stands for the features: the one that its first layer reads, else
+    the last; of an algorithm's own streams (-1) all do."""
+    if len(this.results) == streams or len(following.starts) == streams:
+        return -1
+    read = following.calls(following.main)[0].argument
+    return following.starts.index(read) if read in following.starts else len(following.starts) - 1
+
+
+class Network(nn.Module):
+    """stem -> [transition -> unrolled algorithm] x stages -> head; timm's model contract.
+
+    Images are (batch, in_chans, height, width), features (batch, channels, height, width), logits (batch, num_classes).
+    ``Network.from_algorithm`` builds one from an algorithm.
+
+    Args:
+        programs: the program of each stage.
+        widths: the width of each stage, in channels.
+        layer: the layer family that the programs were made for, of ``optnet.networks.layers.FAMILIES``.
+        options: see ``NetworkOptions``; what is already in the programs is not looked at again.
+        global_pool: of the head, by timm's name.
+        device, dtype: of every parameter.
+
+    Raises:
+        ModelError: an impossible option, or programs that are not the stages of one network.
+    """
+
+    def __init__(
+        self,
+        programs: Sequence[StageProgram],
+        widths: Sequence[int],
+        *,
+        layer: str,
+        options: NetworkOptions | None = None,
+        num_classes: int = 10,
+        in_chans: int = 3,
+        global_pool: str = "avg",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        options = (options or NetworkOptions()).checked()
+        family = _family(layer)
+        _check_counts(widths=widths, num_classes=num_classes, in_chans=in_chans)
+        _check_stages(programs, widths, layer)
+        if options.per_channel and not family.one_width:
+            raise ModelError(
+                f"per_channel=true does not go with layer={layer}: its sums and its iterates differ in width"
+            )
+        style = Style(options.act_layer, options.norm, options.norm_place, device, dtype)
+        how = {name: getattr(options, name) for name in ("coefficients", "per_channel", "memory")}
+        how |= {"device": device, "dtype": dtype}
+        self.programs, self.widths, self.layer, self.options = list(programs), list(widths), layer, options
+        self.num_classes, self.in_chans = num_classes, in_chans
+        self.streams = len(programs[0].start.starts)
+        followed = itertools.pairwise(program.start for program in programs)
+        self.shown = [_shown(this, following, self.streams) for this, following in followed] + [-1]
+
+        chs = options.stem_width or widths[0]
+        reduction = 4 if options.stem == "imagenet" else 1
+        self.stem = _stem(options.stem, style, family, in_chans, chs)
+        self.stages = nn.ModuleList()
+        self.feature_info: list[dict[str, Any]] = []
+        for i, (program, width) in enumerate(zip(programs, widths, strict=True)):
+            stride = 1 if i == 0 else 2
+            reduction *= stride
+            following = programs[(i + 1) % len(programs)].start
+            stage = Stage(program, family(chs, width, stride, i == 0, style), len(following.starts), **how)
+            if i and stage.streams != self.stages[-1].out_streams:
+                raise ModelError(f"{program.start.name} ends a stage with one iterate and starts the next with two")
+            self.stages.append(stage)
+            chs = stage.out_chs
+            self.feature_info.append({"num_chs": chs, "reduction": reduction, "module": f"stages.{i}"})
+        self.norm = nn.Sequential(style.norm_layer(chs), style.first_act()) if family.final_norm else nn.Identity()
+        self.num_features = self.head_hidden_size = chs
+        self.head = _head(chs, num_classes, global_pool, options.drop_rate, device, dtype)
+        self.init_weights()
+
+    @classmethod
+    def from_algorithm(
+        cls,
+        algorithm: str | Callable[..., Any] | Algorithm,
+        blocks: Sequence[int] = (2, 2),
+        widths: Sequence[int] = (16, 32),
+        *,
+        constants: Mapping[str, Any] | None = None,
+        num_classes: int = 10,
+        in_chans: int = 3,
+        global_pool: str = "avg",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **options: Any,
+    ) -> Self:
+        """A network whose stages are runs of an algorithm.
+
+        Args:
+            algorithm: a name, ``my_file.py:my_method``, a dotted path, a function or an ``Algorithm``.
+            blocks, widths: the iterations and the width of each stage.
+            constants: the algorithm's constants.
+            options: see ``NetworkOptions``.
+
+        Raises:
+            ModelError, AlgorithmError: the algorithm or an option is wrong.
+        """
+        method = find_algorithm(algorithm)
+        chosen = NetworkOptions(**options).checked()
+        layer = chosen.layer or suitable_layer(method)
+        _check_counts(blocks=blocks, widths=widths)
+        programs = design(
+            method, blocks, with_P=_family(layer).takes_P, layer=layer, reading=chosen.reading,
+            coefficient_init=chosen.coefficient_init, transition=chosen.transition, constants=constants,
+        )  # fmt: skip
+        return cls(
+            programs, widths, layer=layer, options=chosen, num_classes=num_classes, in_chans=in_chans,
+            global_pool=global_pool, device=device, dtype=dtype,
+        )  # fmt: skip
+
+    @torch.jit.ignore
+    def init_weights(self) -> None:
+        """He's initialisation of the convolutions (fan out); all else stays as it is made."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                weight = torch.empty_like(module.weight)
+                nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu")
+                set_weight(module, weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    @torch.jit.ignore
+    def programs_json(self) -> list[dict[str, str]]:
+        """The stages' programs as data; ``StageProgram.from_json`` reads them."""
+        return [program.to_json() for program in self.programs]
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """timm's groups: the stem, the stages (``coarse``) or their layers T with what comes behind each, the head."""
+        blocks: list[tuple[str, tuple[int, ...] | None]] = []
+        for i, (name, stage) in enumerate({} if coarse else unrolled_in(self.stages).items()):
+            depth, layers = 0, stage.served_by(stage.program.main)
+            for child, _ in stage.body.named_children():
+                depth += child in layers
+                blocks += [(rf"^{re.escape(f'stages.{name}.body.{child}.')}", (i, depth))]
+        return {"stem": r"^stem", "blocks": [*blocks, (r"^stages\.(\d+)", None), (r"^norm", (99999,))]}
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """The coefficients, which decay would pull off the algorithm, and weight norm's scales, like other norms'."""
+        return coefficient_names(self) | weight_norm_scales(self)
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        for module in unrolled_in(self).values():
+            module.set_checkpointing(enable)
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        return self.head.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        self.num_classes = num_classes
+        self.head.reset(num_classes, global_pool, **get_device_dtype(self))
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        streams = [x for _ in range(self.streams)]
+        for stage in self.stages:
+            streams = stage(streams)
+        return self.norm(_merge(streams, self.shown[len(self.stages) - 1]))
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        return self.head(x, pre_logits=pre_logits)
+
+    def forward(self, x: Tensor) -> Tensor:  # a real annotation, not a string: fx copies it into the code it writes
+        return self.forward_head(self.forward_features(x))
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """The stages' outputs (streams merged), with or without the final features; timm's contract.
+
+        Of a projected network's inner stages it is the iterate that the next layer reads. With ``stop_early`` the final
+        features are those of the last stage that ran, and the last norm acts behind the last stage only.
+        """
+        if output_fmt != "NCHW":
+            raise ModelError(f"output_fmt='{output_fmt}' is unknown; features are NCHW")
+        take, last = feature_take_indices(len(self.stages), indices)
+        intermediates = []
+        x = self.stem(x)
+        streams = [x for _ in range(self.streams)]
+        for i, stage in enumerate(self.stages[: last + 1] if stop_early else self.stages):
+            streams = stage(streams)
+            x = _merge(streams, self.shown[i])
+            final = self.norm(x) if i == len(self.stages) - 1 else x
+            if i in take:
+                intermediates.append(final if norm else x)
+        return intermediates if intermediates_only else (final, intermediates)
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drops the stages behind the last of ``indices``; timm's contract."""
+        take, last = feature_take_indices(len(self.stages), indices)
+        self.stages = self.stages[: last + 1]
+        if prune_norm or last + 1 < len(self.programs):
+            self.norm = nn.Identity()
+        if prune_head:
+            self.reset_classifier(0, "")
+        return take
+
+
+def _check_counts(**given: Any) -> None:
+    for name, value in given.items():
+        many = name in ("blocks", "widths")
+        if many and (isinstance(value, str) or not isinstance(value, Sequence) or not value):
+            raise ModelError(f"{name}={value!r} must be a list of whole numbers, one for each stage")
+        least = 0 if name == "num_classes" else 1
+        if any(type(count) is not int or count < least for count in (value if many else [value])):
+            shown = list(value) if many else repr(value)
+            raise ModelError(
+                f"{name}={shown} must be {'whole numbers' if many else 'a whole number'} of at least {least}"
+            )
+    if "blocks" in given and len(given["blocks"]) != len(given["widths"]):
+        raise ModelError(
+            f"blocks={list(given['blocks'])} and widths={list(given['widths'])} must have one entry for each stage"
+        )
+
+
+def _check_stages(programs: Sequence[StageProgram], widths: Sequence[int], layer: str) -> None:
+    """Whether the programs are the stages of one network."""
+    if not programs or len(programs) != len(widths):
+        raise ModelError(f"there are {len(programs)} programs for {len(widths)} stages")
+    first = programs[0].start
+    if any(two.start.starts not in (one.start.results, first.starts) for one, two in itertools.pairwise(programs)):
+        raise ModelError("the programs are not the stages of one network in their order")
+    for i, program in enumerate(programs, 1):
+        if not program.start.calls(program.start.main):
+            raise ModelError(
+                f"stage {i} of {len(programs)} has no call of {program.start.main}; give other blocks, or "
+                f"transition=restart"
+            )
+        if len(program.start.starts) > len(first.starts) and not _family(layer).same_start:
+            raise ModelError(f"transition=project does not go with layer={layer}, whose iterates have several widths")
+
+
+def _family(layer: str) -> type[Family]:
+    if layer not in FAMILIES:
+        raise ModelError(f"layer='{layer}' is unknown; it is one of {', '.join(FAMILIES)}")
+    return FAMILIES[layer]
+
+
+def _stem(kind: str, style: Style, family: type[Family], in_chans: int, chs: int) -> nn.Sequential:
+    stem = nn.Sequential()
+    stem.add_module("conv", style.conv(in_chans, chs, *((3, 1) if kind == "small" else (7, 2))))
+    if not family.final_norm or (kind == "imagenet" and not family.same_start):
+        stem.add_module("norm", style.norm_layer(chs))
+        stem.add_module("act", style.act())
+    if kind == "imagenet":
+        stem.add_module("pool", nn.MaxPool2d(3, 2, 1))
+    return stem
+
+
+def _head(
+    chs: int, classes: int, pool: str, drop_rate: float, device: Any, dtype: torch.dtype | None
+) -> ClassifierHead:
+    try:
+        return ClassifierHead(chs, classes, pool_type=pool, drop_rate=drop_rate, device=device, dtype=dtype)
+    except (AssertionError, ValueError) as error:
+        raise ModelError(f"global_pool='{pool}' and drop_rate={drop_rate} make no head: {reason(error)}") from None

@@ -1,0 +1,53 @@
+"""The options of an image network: every one is declared here, once. Builds nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from optnet.errors import ModelError
+from optnet.language.tracing import READINGS
+from optnet.networks.activation_checkpointing import MEMORY
+from optnet.networks.design import COEFFICIENT_INITS, TRANSITIONS
+from optnet.networks.layers import FAMILIES, NORMS, PLACES
+from optnet.networks.unrolled import COEFFICIENTS
+from optnet.options import check, choice, number, option
+
+STEMS = ("small", "imagenet")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkOptions:
+    """What an image network is made of, beside its algorithm, its sizes and its classes.
+
+    Raises:
+        ModelError: from ``checked``: a value is unknown or out of range.
+    """
+
+    layer: str | None = choice(None, *FAMILIES, help="the layer family; null: what suits the algorithm")
+    reading: str | None = choice(
+        None, *READINGS, help="T is the layer (map) or T = id + F with F the layer (residual); null: what suits"
+    )
+    transition: str = choice(
+        "restart", *TRANSITIONS, help="restart the algorithm in each stage, or project every live iterate into the next"
+    )
+    coefficients: str = choice("learnable", *COEFFICIENTS, help="whether the algorithm's coefficients are trained")
+    coefficient_init: str = choice(
+        "ancestor", *COEFFICIENT_INITS, help="start at the classical network's coefficients or at the algorithm's own"
+    )
+    per_channel: bool = option(False, help="one coefficient a channel instead of one a term")
+    memory: str = choice(
+        "keep", *MEMORY, help="keep the activations for the backward pass, or recompute them (activation checkpointing)"
+    )
+    norm: str = choice("batch", *NORMS, help="the norm; mean: mean-only batch norm; weight: weight normalisation")
+    norm_place: str | None = choice(
+        None, *PLACES, help="where norms stand to linear maps; null: where the layer has them"
+    )
+    act_layer: str = option("relu", help="the activation, by timm's name")
+    stem: str = choice("small", *STEMS, help="a 3x3 convolution, or 7x7 with stride 2 and max pooling")
+    stem_width: int | None = number(None, 1, help="the stem's channels; null: the first stage's width", example=16)
+    drop_rate: float = number(0.0, 0, 1, help="dropout before the classifier")
+
+    def checked(self) -> NetworkOptions:
+        """Itself, if every value is in its range."""
+        check(self, error=ModelError)
+        return self

@@ -1,0 +1,278 @@
+"""From a Program and real layers to an nn.Module. Knows how a program runs, not which layers or networks exist."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+
+from optnet.errors import AlgorithmError, OperatorError, ShapeError
+from optnet.language.declaration import Algorithm
+from optnet.language.folding import without
+from optnet.language.program import Program
+from optnet.language.tracing import trace
+from optnet.networks.activation_checkpointing import MEMORY, set_recomputing
+from optnet.networks.emitting import Emitter, Factory
+
+COEFFICIENTS = ("learnable", "fixed")
+
+
+class Unrolled(nn.Module):
+    """An unrolled algorithm: one module that takes the starting points and returns what the algorithm returns.
+
+    The work is done by ``body``, a ``torch.fx.GraphModule``; the first eager call is run node by node and checks that
+    the terms of every sum have one shape.
+
+    Attributes:
+        program: the program with the weights that the coefficients started from.
+        textbook: the program with the algorithm's own weights, for comparison.
+        layers: for the value of each call, the name in ``body`` of the module that serves it.
+        shortcuts: for each starting point that has one, the name of its shortcut in ``body``.
+        rows: for each sum the name of its coefficients, a parameter of ``body``; "" if they are fixed.
+
+    Raises:
+        ShapeError: on the first call, if two terms of a sum have different shapes.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        textbook: Program,
+        body: fx.GraphModule,
+        *,
+        layers: Mapping[str, str],
+        shortcuts: Mapping[str, str],
+        rows: Mapping[str, str],
+    ) -> None:
+        super().__init__()
+        self.program = program
+        self.textbook = textbook
+        self.layers, self.shortcuts, self.rows = dict(layers), dict(shortcuts), dict(rows)
+        self.body = body
+        self._checked = False
+
+    def forward(self, *starts: Any) -> Any:
+        return self._run(*starts)
+
+    @torch.jit.ignore
+    def _run(self, *starts: Any) -> Any:
+        if not self._checked and not torch.compiler.is_compiling() and _is_real(starts):
+            results = _CheckedRun(self.body, self.program.name).run(*starts)
+            self._checked = True
+            return results
+        return self.body(*starts)
+
+    def reads(self) -> set[int]:
+        """The numbers of the starting points that something is made of: fixed weights of 0 may leave one aside."""
+        nodes = [node for node in self.body.graph.nodes if node.op == "placeholder"]
+        if isinstance(self, _UnrolledFromList):
+            return {user.args[1] for node in nodes for user in node.users}
+        return {i for i, node in enumerate(nodes) if node.users}
+
+    @torch.jit.ignore
+    def served_by(self, operator: str) -> dict[str, nn.Module]:
+        """The modules that serve an operator's calls, by their name in ``body``, in the order of the calls."""
+        names = [self.layers[call.value] for call in self.program.calls(operator) if call.value in self.layers]
+        return {name: self.body.get_submodule(name) for name in names}
+
+    @torch.jit.ignore
+    def set_checkpointing(self, enable: bool = True) -> None:
+        """Whether the layers' activations are computed again in the backward pass instead of kept."""
+        set_recomputing(self.body, enable)
+
+    def extra_repr(self) -> str:
+        return f"{self.program.name}, {sum(map(bool, self.rows.values()))} rows of learnable coefficients"
+
+
+class _UnrolledFromOne(Unrolled):
+    """Written out because TorchScript takes no ``*starts``; so are the next two."""
+
+    def forward(self, x: Tensor) -> Any:
+        if not torch.jit.is_scripting():
+            return self._run(x)
+        return self.body(x)
+
+
+class _UnrolledFromTwo(Unrolled):
+    def forward(self, x: Tensor, y: Tensor) -> Any:
+        if not torch.jit.is_scripting():
+            return self._run(x, y)
+        return self.body(x, y)
+
+
+class _UnrolledFromList(Unrolled):
+    def forward(self, starts: list[Tensor]) -> list[Tensor]:
+        if not torch.jit.is_scripting():
+            return self._run(starts)
+        return self.body(starts)
+
+
+class Coefficient(NamedTuple):
+    """One entry of the coefficient table: the weight of ``term`` in the sum ``step`` of the unrolled module ``stage``.
+
+    Of a per-channel coefficient ``value`` is the mean over the channels. ``textbook`` is the algorithm's own weight, or
+    None for a term that the algorithm itself does not have.
+    """
+
+    stage: str
+    step: str
+    term: str
+    value: float
+    textbook: float | None
+
+
+def unrolled_in(model: nn.Module) -> dict[str, Unrolled]:
+    """Every unrolled algorithm in a model, by its module's name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, Unrolled)}
+
+
+def coefficient_names(model: nn.Module) -> set[str]:
+    """The names of the model's parameters that are learnable coefficients."""
+    return {
+        f"{stage}.body.{name}" if stage else f"body.{name}"
+        for stage, module in unrolled_in(model).items()
+        for name in module.rows.values()
+        if name
+    }
+
+
+def coefficients(model: nn.Module) -> list[Coefficient]:
+    """The coefficient table of every unrolled algorithm in ``model``, learnable or fixed."""
+    table = []
+    for stage, module in unrolled_in(model).items():
+        textbook = module.textbook.weights()
+        for row in module.program.combines:
+            values = list(row.weights)
+            if module.rows[row.value]:
+                parameter = module.body.get_parameter(module.rows[row.value]).detach()
+                values = parameter.reshape(len(row.terms), -1).double().mean(1).tolist()
+            for term, value in zip(row.terms, values, strict=True):
+                table.append(Coefficient(stage, row.value, term, value, textbook.get((row.value, term))))
+    return table
+
+
+def unroll(
+    algorithm: str | Callable[..., Any] | Algorithm | Program,
+    /,
+    *,
+    steps: int | None = None,
+    operators: Mapping[str, nn.Module | Factory],
+    coefficients: str = "learnable",
+    reading: str | Mapping[str, str] | None = None,
+    per_channel: bool = False,
+    channels: int | None = None,
+    shortcuts: Mapping[str, nn.Module | None] | None = None,
+    textbook: Program | None = None,
+    packed: bool = False,
+    memory: str = "keep",
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    constants: Mapping[str, Any] | None = None,
+    **more: Any,
+) -> Unrolled:
+    """Unrolls an algorithm (or its program) onto real layers.
+
+    A module given as an operator is shared by all calls (tied weights, the literal algorithm); a factory
+    ``(call) -> nn.Module`` is asked once per call. A factory (or shared module) with a true ``weighted``
+    makes layers that are called ``layer(inputs, weights)`` with lists and fold the weights into their last affine
+    (weights is None for all ones); one with ``sums`` makes one such layer for all fresh calls of a sum. All
+    others are called ``layer(x)``, with tensors of shape (batch, channels, ...).
+
+    Args:
+        algorithm: whatever ``optnet.trace`` takes, or a ``Program`` (then steps, reading and constants are its own).
+        steps: the number of iterations.
+        operators: a module or factory for each operator to trace.
+        coefficients: ``learnable`` (1-d parameters named ``coefficients.<row>``) or ``fixed`` numbers.
+        reading: ``map`` (default) or ``residual``; see ``optnet.trace``.
+        per_channel: one coefficient per channel instead of one per term; needs ``channels``.
+        channels: the number of channels (dimension 1) of the iterates.
+        shortcuts: for a starting point the module applied to it wherever it is not an operator's argument; None says
+            that it has another shape and enters sums only through operators.
+        textbook: the algorithm's own program, if ``algorithm`` is one with other weights.
+        packed: the module takes one list of tensors and returns one, for callers with a varying number of them.
+        memory: ``keep`` the layers' activations for the backward pass, or ``checkpoint``: keep their inputs and compute
+            the rest again.
+        device, dtype: of the coefficients.
+        constants: the algorithm's constants. Those whose names this function does not use itself may also be given as
+            keywords.
+
+    Raises:
+        AlgorithmError, TraceError: see ``optnet.trace``.
+        OperatorError: an operator is missing, unknown or not a layer; an unknown option.
+        ProgramError: a starting point of another shape enters a sum with a non-zero weight.
+    """
+    if coefficients not in COEFFICIENTS:
+        raise OperatorError(f"coefficients='{coefficients}' is unknown; it is 'learnable' or 'fixed'")
+    if memory not in MEMORY:
+        raise OperatorError(f"memory='{memory}' is unknown; it is 'keep' or 'checkpoint'")
+    if per_channel and (type(channels) is not int or channels < 1):
+        raise OperatorError("per_channel=True needs channels=C, the number of channels of the iterates")
+    if isinstance(algorithm, Program):
+        if steps is not None or reading is not None or constants or more:
+            raise AlgorithmError("a program has its steps, reading and constants already; give them to optnet.trace")
+        program = algorithm
+    else:
+        if steps is None:
+            raise AlgorithmError("steps is missing: unroll(algorithm, steps=8, operators=...)")
+        program = trace(
+            algorithm, steps=steps, operators=operators, reading=reading or "map", constants=constants, **more
+        )
+    _check_operators(program, operators)
+    textbook = textbook or program
+    projections = dict(shortcuts or {})
+    for start, shortcut in projections.items():
+        if start not in program.starts:
+            raise OperatorError(f"{program.name} has no starting point '{start}'; it has: {', '.join(program.starts)}")
+        if shortcut is None:
+            program = without(program, start)
+    width = (channels if per_channel else 0) if coefficients == "learnable" else None
+    emitter = Emitter(program, operators, projections, width, packed, device, dtype)
+    by_starts = {1: _UnrolledFromOne, 2: _UnrolledFromTwo}
+    kind = _UnrolledFromList if packed else by_starts.get(len(program.starts), Unrolled)
+    body = emitter.run()
+    unrolled = kind(
+        program, textbook, body, layers=emitter.layers, shortcuts=emitter.projections, rows=emitter.rows
+    )  # fmt: skip
+    if memory == "checkpoint":
+        unrolled.set_checkpointing()
+    return unrolled
+
+
+def _check_operators(program: Program, operators: Mapping[str, Any]) -> None:
+    for name in program.operators:
+        if name not in operators:
+            raise OperatorError(f"{program.name}: its operator '{name}' is missing; give operators={{'{name}': ...}}")
+    for name, operator in operators.items():
+        if name not in program.operators:
+            raise OperatorError(f"{program.name} has no operator '{name}'; it has: {', '.join(program.operators)}")
+        if isinstance(operator, type) or not callable(operator):
+            raise OperatorError(
+                f"operator {name}: give a module like nn.ReLU(), or a factory like lambda call: nn.ReLU()"
+            )
+
+
+def _is_real(starts: tuple[Any, ...]) -> bool:
+    first = starts[0][0] if starts and isinstance(starts[0], list) else starts[0] if starts else None
+    return isinstance(first, Tensor) and not torch.jit.is_tracing()
+
+
+class _CheckedRun(fx.Interpreter):
+    """Runs a graph node by node and compares the shapes of what is added."""
+
+    def __init__(self, body: fx.GraphModule, name: str) -> None:
+        super().__init__(body)
+        self.extra_traceback = False
+        self.algorithm = name
+
+    def run_node(self, n: fx.Node) -> Any:
+        if "sum" in n.meta:
+            args, _ = self.fetch_args_kwargs_from_env(n)
+            if args[0].shape != args[1].shape:
+                row, term = n.meta["sum"]
+                raise ShapeError(
+                    f"{self.algorithm}: {row} adds {term} of shape {tuple(args[1].shape)} to {tuple(args[0].shape)}; "
+                    f"let every layer keep the shape, or give the starting point a shortcut"
+                )
+        return super().run_node(n)

@@ -1,0 +1,182 @@
+"""What watches a run and writes to TensorBoard what it sees. Changes nothing: no weight, buffer or random state."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+
+from optnet.app.config import Train
+from optnet.data import DataSet
+from optnet.networks.modes import mode
+from optnet.networks.unrolled import coefficient_names
+from optnet.training.loop import Observer, Progress, Trainer
+from optnet.training.monitoring import board, conditioning, depth, figures
+
+OPERATIONAL = ("name", "device", "resume", "runs", "progress", "monitor")
+"""The keys that are no hyperparameters."""
+OPEN = ("algorithm", "trainer", "model.kwargs")
+"""The tables of the configuration whose keys differ from run to run."""
+
+
+class Monitor(Observer):
+    """Gradient norms, movement by depth, conditioning, histograms, figures, graph, hyperparameters.
+
+    ``config.monitor`` says how often. What is looked at every so many steps is written at its step, else at its epoch.
+
+    Attributes:
+        seconds: spent here on steps and epochs so far; what a run's beginning and end take is not counted.
+    """
+
+    def __init__(
+        self, config: Train, events: SummaryWriter, data: DataSet, device: torch.device, memory: Callable[[], int]
+    ) -> None:
+        self.config = config
+        self.options = config.monitor
+        self.events = events
+        self.data = data
+        self.memory = memory
+        self.device = device
+        self.conditions = self.options.conditioning > 0
+        self.seconds = 0.0
+
+    @cached_property
+    def probe(self) -> tuple[Tensor, Tensor]:
+        """The images of the training split, with their labels, on which movement and conditioning are measured."""
+        return self._some("train")
+
+    @cached_property
+    def shown(self) -> tuple[Tensor, Tensor]:
+        """The images of the validation split, with their labels, whose predictions are drawn."""
+        return self._some("validation")
+
+    def _some(self, split: str) -> tuple[Tensor, Tensor]:
+        """A few images drawn from a whole split, the same ones in every run, unaugmented."""
+        few = replace(self.data, **{split: getattr(self.data, split).limited(self.options.images)})
+        skip = self.config.data.unreadable == "skip"
+        return next(few.loader(split, self.options.images, device=self.device, skip=skip).batches())
+
+    def on_start(self, progress: Progress, trainer: Trainer) -> None:
+        if progress.updates:
+            return
+        self.events.add_custom_scalars(board.layout(trainer.model))
+        if self.options.graph and (reason := board.add_graph(self.events, trainer.model, self.probe[0][:1])):
+            self.events.add_text("graph", f"TensorBoard cannot show this model's graph: {reason}")
+
+    def on_step(self, progress: Progress, trainer: Trainer) -> None:
+        options = self.options
+        if options.every and progress.updates % options.every == 0:
+            with self._timed():
+                found = gradient_norms(_trained(trainer), getattr(trainer, "gradient_norms", None))
+                for tag, value in found.items():
+                    self.events.add_scalar(tag, value, progress.updates)
+                for stage, norms in depth.movements(trainer.model, self.probe[0]).items():
+                    for k, norm in enumerate(norms, 1):
+                        self.events.add_scalar(f"movement/{stage}/{k:03d}", norm, progress.updates)
+        if self.conditions and progress.updates % options.conditioning == 0:
+            with self._timed():
+                for tag, number in self._conditioning(trainer).items():
+                    self.events.add_scalar(tag, number, progress.updates)
+
+    def on_epoch(self, progress: Progress, trainer: Trainer) -> None:
+        with self._timed():
+            self.events.add_scalar("memory/peak_bytes", self.memory(), progress.epoch)
+            if self.options.histograms == "epoch":
+                self._histograms(trainer.model, progress.epoch)
+            if self.options.figures == "epoch":
+                self._figures(trainer.model, progress.epoch)
+        self.events.add_scalar("time/monitor_seconds", self.seconds, progress.epoch)
+
+    def on_end(self, summary: dict[str, Any], trainer: Trainer) -> None:
+        if self.options.histograms == "end":
+            self._histograms(trainer.model, summary["epochs"])
+        if self.options.figures == "end":
+            self._figures(trainer.model, summary["epochs"])
+        plain: Any = OmegaConf.to_container(OmegaConf.structured(self.config))
+        table = board.hyperparameters({key: plain[key] for key in plain if key not in OPERATIONAL}, OPEN)
+        results = {f"result/{key}": summary[key] for key in ("best", "final", "parameters", "train_seconds")}
+        board.add_hyperparameters(self.events, table, results, summary["epochs"])
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.seconds += time.perf_counter() - began
+
+    def _conditioning(self, trainer: Trainer) -> dict[str, float]:
+        """Empty, from then on, for a model that cannot be differentiated twice; TensorBoard's text says why."""
+        try:
+            loss, point = conditioning.training_loss(_trained(trainer), *self.probe)
+            found = conditioning.measure(loss, point, self.options.lanczos)
+        except RuntimeError as error:
+            self.conditions = False
+            self.events.add_text("conditioning", f"cannot be measured here: {str(error).splitlines()[0]}")
+            return {}
+        eps = trainer.scalars().get("optim/lr", self.config.lr)
+        return {
+            "conditioning/gg": found.gg, "conditioning/gHg": found.gHg,
+            "conditioning/predicted_change": found.change(eps), "conditioning/most_negative_curvature": found.curvature,
+        }  # fmt: skip
+
+    def _histograms(self, model: nn.Module, epoch: int) -> None:
+        for name, parameter in model.named_parameters():
+            self.events.add_histogram(f"weights/{name}", parameter.detach(), epoch)
+            if parameter.grad is not None:
+                self.events.add_histogram(f"gradients/{name}", parameter.grad, epoch)
+
+    @torch.no_grad()
+    def _figures(self, model: nn.Module, epoch: int) -> None:
+        for stage, figure in figures.heat_maps(model).items():
+            self.events.add_figure(f"coefficients/{stage}", figure, epoch)
+        images, labels = self.shown
+        with mode(model, training=False):
+            logits = model(images)
+        drawn = figures.predictions(images, labels, logits, self.data.classes, self.data.mean, self.data.std)
+        self.events.add_figure("predictions", drawn, epoch)
+
+
+def _trained(trainer: Trainer) -> nn.Module:
+    """The network whose weights are updated: the model itself, unless that is their average."""
+    network: nn.Module = getattr(trainer, "network", trainer.model)
+    return network
+
+
+def gradient_norms(model: nn.Module, norms: Sequence[Tensor] | None = None) -> dict[str, Tensor]:
+    """||g|| of the last step, whole and by part (stem, each stage, head, coefficients), on the device.
+
+    Empty if the model has no gradients, as when it is trained without backpropagation.
+
+    Args:
+        norms: of each parameter's gradient, for those that have one, if they are not as the gradients are now.
+    """
+    grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    if not grads:
+        return {}
+    parts: dict[str, list[Tensor]] = {}
+    place = _parts(model)
+    for name, norm in zip(grads, norms or torch._foreach_norm(list(grads.values())), strict=True):
+        parts.setdefault(place[name], []).append(norm)
+    squares = {part: torch.stack(found).square().sum() for part, found in parts.items()}
+    squares["all"] = torch.stack(list(squares.values())).sum()
+    return {f"gradient_norm/{part}": square.sqrt() for part, square in squares.items()}
+
+
+def _parts(model: nn.Module) -> dict[str, str]:
+    """For every parameter the part of the model that it belongs to: a child, or a numbered child of a list of them."""
+    place: dict[str, str] = {name: name for name, _ in model.named_parameters(recurse=False)}
+    for name, child in model.named_children():
+        below = dict(child.named_children())
+        numbered = list(below) == [str(i) for i in range(len(below))] and len(below) > 0
+        for entry, _ in child.named_parameters(prefix=name):
+            place[entry] = name
+        for number, part in below.items() if numbered else ():
+            place |= {entry: f"{name}.{number}" for entry, _ in part.named_parameters(prefix=f"{name}.{number}")}
+    return place | dict.fromkeys(coefficient_names(model), "coefficients")
