@@ -2,43 +2,9 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from test_data import class_folder
-
-from optnet.app import evaluate as assess
-from optnet.app.compose import run as command
-from optnet.app.config import Evaluate, Train
-from optnet.training import run
-
-ROOT = Path(__file__).parent.parent
-MINE = """
-from optnet import Iterate, Operator, identity
-
-def mine(T: Operator, x: Iterate, steps: int, *, pull: float = 0.3, P: Operator = identity):
-    start = x
-    for _ in range(steps):
-        x = P((1 - pull) * T(x) + pull * start)
-    return x
-
-def branches(T: Operator, x: Iterate, steps: int):
-    return T(x) if x else x
-"""
-
-
-def call(monkeypatch, program, *arguments):
-    """Runs train.py's or evaluate.py's main in this process; returns its exit status."""
-    monkeypatch.setattr(sys, "argv", [f"{program}.py", *arguments])
-    schema, prepare, job = (
-        (Train, run.prepare, run.train) if program == "train" else (Evaluate, assess.prepare, assess.run)
-    )
-    try:
-        command(program, schema, prepare, job, ROOT / "conf")
-    except SystemExit as stopped:
-        return stopped.code
-    return 0
-
+from helpers import MINE, ROOT, call, class_folder
 
 TINY = ("model.blocks=[1,1]", "model.widths=[4,8]", "epochs=1", "device=cpu")
 

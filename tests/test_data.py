@@ -1,6 +1,5 @@
 """Data sets, splits, augmentation. MNIST, USPS and CIFAR-10 are real, and found by OPTNET_DATA."""
 
-import bz2
 import os
 import pickle
 import shutil
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import scipy.io
 import torch
+from helpers import class_folder, idx, real, write_usps
 from PIL import Image
 from torchvision import transforms
 
@@ -20,16 +20,6 @@ from optnet.data.folders import extensions, read_image
 from optnet.data.loading import FileLoader, TensorLoader, flip, pad_crop
 
 CPU = torch.device("cpu")
-real = pytest.mark.skipif("OPTNET_DATA" not in os.environ, reason="OPTNET_DATA names no folder of data sets")
-
-
-def class_folder(root, classes=("cat", "dog"), count=12, size=20):
-    for label, name in enumerate(classes):
-        (root / name).mkdir(parents=True)
-        for i in range(count):
-            generator = torch.Generator().manual_seed(100 * label + i)
-            noise = (torch.rand(size, size, 3, generator=generator) * 100 + 100 * label).byte().numpy()
-            Image.fromarray(noise).save(root / name / f"{i}.jpg")
 
 
 def pixels(loader, **kwargs):
@@ -92,25 +82,10 @@ def test_class_folder(tmp_path, split, workers):
         assert torch.equal((images.mean((1, 2, 3)) > 0).long(), labels)  # dogs are brighter
 
 
-def idx(file, array):
-    """MNIST's format: type 8 (bytes), dimensions, bytes."""
-    sizes = b"".join(size.to_bytes(4, "big") for size in array.shape)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(bytes([0, 0, 8, array.ndim]) + sizes + array.tobytes())
-
-
 def write_fashion_mnist(root, images, labels):
     for part in ("train", "t10k"):
         idx(root / "FashionMNIST" / "raw" / f"{part}-images-idx3-ubyte", images[:, 0])
         idx(root / "FashionMNIST" / "raw" / f"{part}-labels-idx1-ubyte", labels)
-
-
-def write_usps(root, images, labels):
-    (root / "USPS").mkdir()
-    for name in ("usps.bz2", "usps.t.bz2"):
-        rows = zip(labels, images.reshape(len(images), -1) / 255 * 2 - 1 + 1e-4, strict=True)
-        lines = [f"{label + 1} " + " ".join(f"{i + 1}:{v:.6f}" for i, v in enumerate(row)) for label, row in rows]
-        (root / "USPS" / name).write_bytes(bz2.compress("\n".join(lines).encode()))
 
 
 def write_svhn(root, images, labels):

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_data import class_folder
-from test_training import metrics, only_run, weights
+from helpers import class_folder, metrics, only_run, weights
 
 import optnet
 from optnet import ConfigError

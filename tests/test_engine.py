@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import CLOCK, ROOT, TINY, config, metrics, only_run, weights
 from omegaconf import OmegaConf
-from test_command import ROOT
-from test_training import CLOCK, TINY, config, metrics, only_run, weights
 from timm.optim import list_optimizers
 from torch import nn
 from torch.optim.swa_utils import update_bn

@@ -9,11 +9,9 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from helpers import call, class_folder, config, only_run, real, write_usps
 from PIL import Image
 from safetensors.torch import save_file
-from test_command import call
-from test_data import class_folder, real, write_usps
-from test_training import config, only_run
 from timm.data import create_dataset, create_loader, resolve_data_config
 
 from optnet import CheckpointError, ConfigError, DataError

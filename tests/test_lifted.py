@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from lifting import FIXED, MONOTONE, SMOOTH, lifted, net, problem
+from helpers import FIXED, MONOTONE, SMOOTH, lifted, net, problem
 from torch import nn
 
 from optnet.lifted import (

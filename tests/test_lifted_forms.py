@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from lifting import MONOTONE, SMOOTH, lifted, net, problem
+from helpers import MONOTONE, SMOOTH, lifted, net, problem
 
 from optnet.lifted import (
     ADMM,

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from lifting import FIXED, net, problem
+from helpers import FIXED, net, problem
 from torch import nn
 from torch.nn.utils import parametrizations
 

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from test_network import LAYERED, SMALL, random_images
+from helpers import LAYERED, SMALL, random_images
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 

@@ -10,10 +10,9 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from helpers import TINY, class_folder, config, only_run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
-from test_data import class_folder
-from test_training import TINY, config, only_run
 from torch import nn
 from torch.func import functional_call
 

@@ -6,52 +6,26 @@ import itertools
 import pytest
 import timm
 import torch
-from methods import OWN, every_second, layer, names, starts
+from helpers import (
+    EVERY,
+    LAYERED,
+    OWN,
+    SMALL,
+    build,
+    every_second,
+    layer,
+    names,
+    random_images,
+    settle,
+    starts,
+    weights_of_sums,
+)
 from timm.models import group_parameters
-from torch import nn
 
 import optnet
-from optnet import ModelError, create_model, find_algorithm, list_algorithms
+from optnet import ModelError, create_model, find_algorithm
 from optnet.networks.design import TRANSITIONS, design, suitable_layer
 from optnet.networks.zoo import build_network
-
-EVERY = [name for name in list_algorithms() if find_algorithm(name).network.unsuited is None]
-LAYERED = {
-    "plain": {"algorithm": "gradient_descent"},
-    "basic": {"algorithm": "heavy_ball", "layer": "basic"},
-    "bottleneck": {"algorithm": "heavy_ball", "layer": "bottleneck"},
-    "preact_basic": {"algorithm": "nesterov", "layer": "preact_basic"},
-    "preact_bottleneck": {"algorithm": "heavy_ball", "layer": "preact_bottleneck"},
-    "dense": {"algorithm": "nesterov_dense"},
-    "dense with skips": {"algorithm": "nesterov_dense", "constants": {"skips": True}},
-    "dense_bc": {"algorithm": "nesterov_dense", "layer": "dense_bc", "constants": {"skips": True}},
-    "two streams": {"algorithm": "merge_and_run"},
-    "dual": {"algorithm": "admm"},
-    "projected memory": {"algorithm": "heavy_ball", "transition": "project", "coefficient_init": "algorithm"},
-    "projected dual": {"algorithm": "admm", "transition": "project", "layer": "preact_basic"},
-}
-SMALL = {"blocks": (2, 3), "widths": (4, 8), "in_chans": 1}
-
-
-def settle(model, seed=0):
-    """Random norm statistics and affine maps: fresh ones make many an equality vacuous."""
-    generator = torch.Generator().manual_seed(seed)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.copy_(torch.randn(module.num_features, generator=generator) * 0.2)
-            module.running_var.copy_(torch.rand(module.num_features, generator=generator) + 0.5)
-            module.weight.data.copy_(torch.rand(module.num_features, generator=generator) + 0.5)
-            module.bias.data.copy_(torch.randn(module.num_features, generator=generator) * 0.2)
-    return model.eval()
-
-
-def build(**options):
-    torch.manual_seed(0)
-    return settle(create_model(**{**SMALL, **options}))
-
-
-def random_images(n=4, channels=1, size=12):
-    return torch.randn(n, channels, size, size, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize("coefficients", ["learnable", "fixed"])
@@ -78,16 +52,6 @@ def test_fixed_and_learnable_are_the_same_network_at_the_start(family):
     missing, unexpected = fixed.load_state_dict(learnable.state_dict(), strict=False)
     assert not missing and all("coefficients" in name for name in unexpected)
     assert torch.allclose(fixed(random_images()), learnable(random_images()), rtol=1e-5, atol=1e-6)
-
-
-def weights_of_sums(model):
-    """(name, weight) of every learnable coefficient of a sum of several terms; per channel all of a term's together."""
-    for name, parameter in model.named_parameters():
-        if ".coefficients." in name:
-            program = model.get_submodule(name.partition(".body.")[0]).program
-            terms = len(next(row for row in program.combines if row.value == name.rpartition(".")[2]).terms)
-            for weight in parameter.view(terms, -1) if terms > 1 else ():
-                yield name, weight
 
 
 @pytest.mark.parametrize("per_channel", [False, True])

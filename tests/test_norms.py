@@ -4,8 +4,7 @@ import copy
 
 import pytest
 import torch
-from methods import OWN
-from test_network import LAYERED, SMALL, random_images, settle, weights_of_sums
+from helpers import LAYERED, OWN, SMALL, random_images, settle, weights_of_sums
 from timm.layers import convert_sync_batchnorm, freeze_batch_norm_2d
 from torch import nn
 

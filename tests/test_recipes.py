@@ -5,8 +5,8 @@ import math
 from pathlib import Path
 
 import pytest
+from helpers import only_run
 from omegaconf import OmegaConf
-from test_training import only_run
 
 import optnet
 from optnet.app import compose as command

@@ -10,10 +10,8 @@ import time
 
 import pytest
 import torch
+from helpers import CLOCK, ROOT, class_folder, config, metrics, only_run, train, weights
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_command import ROOT
-from test_data import class_folder
-from test_training import CLOCK, config, metrics, only_run, train, weights
 
 from optnet import CheckpointError
 from optnet.app.config import Data, Model, Schedule, Train

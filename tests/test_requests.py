@@ -4,7 +4,7 @@ import math
 from dataclasses import fields, is_dataclass
 
 import pytest
-from test_command import call
+from helpers import call
 
 from optnet.app.config import Data, Evaluate, Train
 from optnet.app.trainers import TRAINERS

@@ -3,7 +3,7 @@
 import pytest
 import timm
 import torch
-from test_network import LAYERED, SMALL, random_images
+from helpers import LAYERED, SMALL, random_images
 
 from optnet import ConfigError, create_model
 from optnet.__main__ import main

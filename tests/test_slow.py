@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import timm
-from test_data import real
+from helpers import real
 
 import optnet
 

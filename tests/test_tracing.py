@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from methods import METHODS, names, required
+from helpers import METHODS, names, required
 
 import optnet
 from optnet import AlgorithmError, Iterate, Operator, OperatorError, Program, ProgramError, TraceError, identity, trace

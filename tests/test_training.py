@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from helpers import CLOCK, TINY, config, metrics, only_run, train, weights
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import optnet
@@ -18,35 +19,10 @@ from optnet.app import evaluate as assess
 from optnet.app.config import Data, Evaluate, Model, Train
 from optnet.data import load
 from optnet.data.loading import FileLoader
-from optnet.options import check
 from optnet.training import checkpoint, run
 from optnet.training.loop import Progress, train_epoch
 
 FAMILIES = ["gradient_descent", "heavy_ball", "nesterov", "nesterov_dense", "admm", "merge_and_run"]
-TINY = {"blocks": [1, 2], "widths": [4, 8]}
-CLOCK = ("time_images_per_second", "time_train_seconds")
-
-
-def config(tmp_path, **options):
-    options.setdefault("model", Model(**TINY))
-    made = Train(**{"runs": str(tmp_path / "runs"), "epochs": 3, "device": "cpu", "progress": False, **options})
-    made.data.augment = "shift"
-    check(made)
-    return made
-
-
-def train(*args, **options):
-    score = run.train(run.prepare(config(*args, **options)))
-    return score
-
-
-def only_run(tmp_path):
-    (folder,) = (tmp_path / "runs").glob("*/*")
-    return folder
-
-
-def metrics(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_a_run_owns_one_folder(tmp_path):
@@ -130,10 +106,6 @@ def test_a_checkpoint_runs_nobodys_file(tmp_path):
     assess.run(parts)
     (entry,) = json.loads((folder / "evaluation.json").read_text())
     assert entry["correct"] == summary["correct"]
-
-
-def weights(folder, name="last"):
-    return checkpoint.load(folder / "checkpoints" / f"{name}.pt")["state_dict"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

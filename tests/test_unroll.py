@@ -5,7 +5,7 @@ import time
 
 import pytest
 import torch
-from methods import FEATURES, METHODS, layer, names, required, starts
+from helpers import FEATURES, METHODS, layer, names, required, starts
 from torch import nn
 
 import optnet

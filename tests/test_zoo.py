@@ -6,8 +6,8 @@ import pytest
 import timm
 import torch
 import torchvision
+from helpers import random_images, settle
 from safetensors.torch import save_file
-from test_network import random_images, settle
 from torch import nn
 
 import optnet
