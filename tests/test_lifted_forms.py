@@ -4,6 +4,8 @@ import pytest
 import torch
 from helpers import MONOTONE, SMOOTH, lifted, net, problem
 
+import optnet
+from optnet import objectives
 from optnet.lifted import (
     ADMM,
     LPOM,
@@ -249,3 +251,22 @@ def test_macs_mu_grows_after_each_sweep_that_gains_too_little():
         grown.append(bool(trainer.objective(blocks) > 0.7 * before))
         mu = min(mu * 3.0, 1e4) if grown[-1] else mu
     assert any(grown) and not all(grown)
+
+
+@pytest.mark.parametrize("name", ["identity", "relu"])
+def test_an_activation_is_what_it_computes_not_what_it_is_called(name, double):
+    """An own tanh called identity or relu takes the path of a tanh."""
+    steps = []
+    for called in (name, "my tanh"):
+        torch.manual_seed(1)
+        model = net(objectives.own(torch.tanh, called))
+        model.head = torch.nn.Sequential(model.head, objectives.Elementwise(objectives.own(torch.tanh, called)))
+        trainer = LPOM(model, LPOMOptions(w_step="gradient"))
+        torch.manual_seed(2)
+        images, labels = problem()
+        trainer.step(images, labels)
+        steps.append([p.detach().clone() for p in model.parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(*steps, strict=True))
+    assert not objectives.own(torch.tanh, name).is_identity and not objectives.own(torch.tanh, name).is_rectifier
+    with pytest.raises(optnet.ModelError, match="linear last layer"):
+        MAC(model, MACOptions())

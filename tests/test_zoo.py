@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from helpers import random_images, settle
+from helpers import random_images, settle, twice
 from safetensors.torch import save_file
 from torch import nn
 
@@ -122,7 +122,7 @@ OWN = {  # networks of ours that timm has no model for
     "carried across stages": {"model_name": "hbnet18", "transition": "project"},
     "map": {"model_name": "hbnet18", "algorithm": "gradient_descent", "layer": "basic", "reading": "map"},
     "stem": {"model_name": "hbnet18", "stem_width": 32},
-    "two calls a step": {"model_name": "hbnet18", "algorithm": "tests/methods.py:twice", "blocks": [1] * 4},
+    "two calls a step": {"model_name": "hbnet18", "algorithm": twice, "blocks": [1] * 4},
     "one iterate of a dense stage": {"model_name": "agdnet121", "constants": {"all_iterates": False}},
 }
 

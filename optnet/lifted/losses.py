@@ -16,6 +16,8 @@ class Loss(ABC):
     name: str
     smoothness: float | None
     """The Lipschitz constant of dl/dx; None where l has a kink."""
+    quadratic = False
+    """Whether the Hessian of l is the identity everywhere."""
 
     def targets(self, labels: Tensor, outputs: Tensor) -> Tensor:
         """Labels (batch,) as targets for the network's ``outputs`` (batch, outputs): one-hot. Targets given as such are
@@ -60,7 +62,7 @@ class Loss(ABC):
 class Squared(Loss):
     """l = 1/2 |x - y|^2."""
 
-    name, smoothness = "squared", 1.0
+    name, smoothness, quadratic = "squared", 1.0, True
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         return (x - y).square().sum(1) / 2

@@ -127,7 +127,7 @@ class LPOM(Lifted):
         """v with x_k = phi(v) after the iterations of x_k, the other blocks fixed; ``centre`` is u_k."""
         phi, mu = self.layers[k - 1].activation, self.mus[k - 1]
         if k == len(self.layers):
-            if phi.name == "identity" or (phi.name == "relu" and self.loss.name == "squared"):
+            if phi.is_identity or (phi.is_rectifier and self.loss.quadratic):
                 return self.loss.prox(centre, blocks.y, mu)
             smooth = phi.lipschitz * (self.loss.smoothness or 0) / mu
         else:

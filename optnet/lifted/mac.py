@@ -69,7 +69,7 @@ class MAC(Lifted):
         self.options = options
         self.mu, self.before = options.mu, math.inf
         self.need_linear_output()
-        self.need(self.loss.name != "hinge", "a loss with curvature: squared or cross_entropy, not hinge")
+        self.need(self.loss.smoothness is not None, "a loss with curvature: squared or cross_entropy, not hinge")
         self.need(len(self.layers) > 1, "a hidden layer")
 
     def sweep(self, blocks: Blocks) -> Iterator[str]:
@@ -126,7 +126,7 @@ class MAC(Lifted):
     def _output(self, blocks: Blocks) -> None:
         layer, x = self.layers[-1], blocks.x[-1]
         damping = self.options.damping * len(x)
-        if self.loss.name == "squared":
+        if self.loss.quadratic:
             layer.set(layer.joined + ridge(x, blocks.y - layer(x), damping))
             return
         z, joined, u = augment(x), layer.joined, layer(x)
@@ -209,7 +209,7 @@ class MAC(Lifted):
             system = self.loss.curvature(u, (V @ P @ V.T).expand(len(u), -1, -1)) / mu
             system = system + torch.eye(V.shape[0], dtype=V.dtype, device=V.device)
             return -torch.linalg.solve(system, linear) @ V / mu
-        Q = V.T @ self.loss.curvature(u, V.expand(len(u), -1, -1)) if self.loss.name != "squared" else V.T @ V
+        Q = V.T @ self.loss.curvature(u, V.expand(len(u), -1, -1)) if not self.loss.quadratic else V.T @ V
         system = Q @ P + mu * torch.eye(V.shape[1], dtype=V.dtype, device=V.device)
         return -torch.linalg.solve(system.expand(len(u), -1, -1), linear @ V)
 

@@ -34,8 +34,8 @@ class Penalty(LPOM):
     ) -> None:
         super().__init__(model, options, optimizer, scheduler)
         for layer in self.layers:
-            name = layer.activation.name
-            self.need(name in ("relu", "identity"), f"relu activations, not {name}; trainer=lpom takes all")
+            phi = layer.activation
+            self.need(phi.is_rectifier or phi.is_identity, f"relu activations, not {phi.name}; trainer=lpom takes all")
 
     def partner(self, activation: Activation, u: Tensor) -> Tensor:
         return u

@@ -189,5 +189,5 @@ class Lifted(ABC):
             raise ModelError(f"trainer={type(self).__name__.lower()} needs {what}")
 
     def need_linear_output(self) -> None:
-        last = self.layers[-1].activation.name
-        self.need(last == "identity", f"a linear last layer, without the {last} behind it")
+        last = self.layers[-1].activation
+        self.need(last.is_identity, f"a linear last layer, without the {last.name} behind it")

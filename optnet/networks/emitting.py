@@ -123,7 +123,7 @@ class Emitter:
                 self.nodes[one.value] = self._call([one], None)
         results = [self.nodes[value] for value in self.program.results]
         self.graph.output(results if self.packed else tuple(results) if self.program.several else results[0])
-        name = "".join(part.title() for part in self.program.name.split("_"))
+        name = self.program.name.title().replace("_", "")
         body = fx.GraphModule(self.root, self.graph, class_name=name if name.isidentifier() else "Program")
         if body.graph.eliminate_dead_code():  # with fixed weights: what is used with weight 0 alone
             body.recompile()

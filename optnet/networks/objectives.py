@@ -24,6 +24,11 @@ from optnet.errors import RequestError
 Function = Callable[[Tensor], Tensor]
 
 
+Pieces = tuple[tuple[float, float, float, float], ...]
+IDENTITY: Pieces = ((1, 0, -math.inf, math.inf),)
+RECTIFIER: Pieces = ((0, 0, -math.inf, 0), (1, 0, 0, math.inf))
+
+
 @dataclass(frozen=True)
 class Activation:
     """An elementwise activation and what belongs to it.
@@ -43,7 +48,17 @@ class Activation:
     lipschitz: float
     monotone: bool = True
     conjugate: Function | None = None
-    pieces: tuple[tuple[float, float, float, float], ...] = ()
+    pieces: Pieces = ()
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether phi(t) = t, as its pieces say: a fact, whatever the activation is called."""
+        return self.pieces == IDENTITY
+
+    @property
+    def is_rectifier(self) -> bool:
+        """Whether phi(t) = max(t, 0), as its pieces say."""
+        return self.pieces == RECTIFIER
 
     def slope(self, u: Tensor) -> Tensor:
         """phi'(u), elementwise; at a kink one of its one-sided values."""
@@ -180,7 +195,7 @@ def relu() -> Activation:
     """max(t, 0); psi = max(t, 0)^2 / 2, F = x^2 / 2 on x >= 0."""
     return Activation(
         "relu", torch.relu, lambda t: torch.relu(t) ** 2 / 2, 1.0, conjugate=lambda x: _outside(x * x / 2, x >= 0),
-        pieces=((0, 0, -math.inf, 0), (1, 0, 0, math.inf)),
+        pieces=RECTIFIER,
     )  # fmt: skip
 
 
@@ -244,7 +259,7 @@ def identity() -> Activation:
     """t; psi = t^2 / 2, F = x^2 / 2."""
     return Activation(
         "identity", lambda t: t, lambda t: t * t / 2, 1.0, conjugate=lambda x: x * x / 2,
-        pieces=((1, 0, -math.inf, math.inf),),
+        pieces=IDENTITY,
     )  # fmt: skip
 
 
