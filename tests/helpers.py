@@ -14,6 +14,7 @@ from torch import nn
 import optnet
 from optnet import Algorithm, Iterate, Operator, create_model, find_algorithm, identity, list_algorithms
 from optnet.app import evaluate as assess
+from optnet.app import run
 from optnet.app.compose import run as command
 from optnet.app.config import Evaluate, Model, Train
 from optnet.language.declaration import as_algorithm
@@ -21,7 +22,7 @@ from optnet.lifted import ADMM, BCD, LPOM, MAC, ADMMOptions, BCDOptions, LPOMOpt
 from optnet.lifted.losses import LOSSES
 from optnet.networks.objectives import ACTIVATIONS, activation
 from optnet.options import check
-from optnet.training import checkpoint, run
+from optnet.training import checkpoint
 
 
 def relaxed_splitting(G: Operator, P: Operator, x: Iterate, steps: int, *, relax: float = 0.7) -> Iterate:

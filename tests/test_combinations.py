@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from optnet import RequestError
+from optnet.app import run
 from optnet.app.config import Data, Init, Model, Monitor, Train
 from optnet.networks.initialisation import SCHEMES
 from optnet.networks.layers import FAMILIES, NORMS
-from optnet.training import run
 
 MODELS = {"plain": "gdnet_small", "dense": "agdnet_small", "dense_bc": "agdnet_small"}
 NETWORKS = {layer: Model(MODELS.get(layer, "hbnet_small"), layer=layer) for layer in FAMILIES}

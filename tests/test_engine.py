@@ -17,10 +17,9 @@ from torch.optim.swa_utils import update_bn
 
 import optnet
 from optnet import ConfigError
-from optnet.app import setup, trainers
+from optnet.app import run, setup, trainers
 from optnet.app.config import SCHEDULES, Backprop, Data, Model, Optim, Schedule, Train
 from optnet.data import TensorLoader
-from optnet.training import run
 from optnet.training.averaging import Recalibration, average
 from optnet.training.backprop import Backpropagation
 from optnet.training.course import Course

@@ -16,9 +16,10 @@ from timm.data import create_dataset, create_loader, resolve_data_config
 
 from optnet import CheckpointError, ConfigError, DataError
 from optnet.app import evaluate as assess
+from optnet.app import run
 from optnet.app.config import Data, Evaluate
 from optnet.data import load
-from optnet.training import checkpoint, run
+from optnet.training import checkpoint
 from optnet.training.scoring import evaluate
 
 CPU = torch.device("cpu")

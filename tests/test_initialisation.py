@@ -15,10 +15,10 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from optnet import ConfigError, create_model
+from optnet.app import run
 from optnet.app.config import Init, Model, Train
 from optnet.networks.initialisation import GAINED, SCHEMES, activation_gain, initialise, linear_maps, needs_data
 from optnet.networks.layers import NORMS
-from optnet.training import run
 
 WIDE = {"blocks": (2, 2), "widths": (64, 96), "in_chans": 8}
 VARIANCES = {  # of a weight with n inputs and m outputs; the activation is ReLU

@@ -16,10 +16,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import optnet
 from optnet.app import evaluate as assess
-from optnet.app import trainers
+from optnet.app import run, trainers
 from optnet.app.config import Evaluate, Model, Train
 from optnet.data import load
-from optnet.training import checkpoint, run
+from optnet.training import checkpoint
 
 SETTINGS = [  # (trainer, options, hidden layers, activation, epochs, validation top-1 that is surely reached)
     ("lpom", {}, [40], "relu", 8, 75),

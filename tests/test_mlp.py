@@ -7,9 +7,9 @@ import timm
 import torch
 
 import optnet
+from optnet.app import run
 from optnet.app.config import Model, Train
 from optnet.networks.objectives import ACTIVATIONS
-from optnet.training import run
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)

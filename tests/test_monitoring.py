@@ -17,16 +17,16 @@ from torch import nn
 from torch.func import functional_call
 
 import optnet
-from optnet.app import trainers
+from optnet.app import run, trainers
 from optnet.app.config import Backprop, Data, Model
 from optnet.app.config import Monitor as Options
+from optnet.app.monitor import Monitor, gradient_norms
 from optnet.data import load
 from optnet.options import check
-from optnet.training import loop, run
+from optnet.training import loop
 from optnet.training.backprop import CLIPS
 from optnet.training.monitoring import board, depth, figures
 from optnet.training.monitoring.conditioning import measure, training_loss
-from optnet.training.monitoring.monitor import Monitor, gradient_norms
 
 SMALL = ["gdnet_small", "resnet_small", "hbnet_small", "agdnet_small", "admmnet_small"]
 

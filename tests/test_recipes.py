@@ -10,9 +10,8 @@ from omegaconf import OmegaConf
 
 import optnet
 from optnet.app import compose as command
-from optnet.app import trainers
+from optnet.app import run, trainers
 from optnet.app.config import Train
-from optnet.training import run
 
 CONF = Path(__file__).parent.parent / "conf"
 EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))

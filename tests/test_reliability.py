@@ -14,8 +14,9 @@ from helpers import CLOCK, ROOT, class_folder, config, metrics, only_run, train,
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from optnet import CheckpointError
+from optnet.app import run
 from optnet.app.config import Data, Model, Schedule, Train
-from optnet.training import checkpoint, run
+from optnet.training import checkpoint
 from optnet.training.loop import Progress, train_epoch
 
 EVERYTHING = (

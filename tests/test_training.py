@@ -16,10 +16,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import optnet
 from optnet import CheckpointError, ConfigError
 from optnet.app import evaluate as assess
+from optnet.app import run
 from optnet.app.config import Data, Evaluate, Model, Train
 from optnet.data import load
 from optnet.data.loading import FileLoader
-from optnet.training import checkpoint, run
+from optnet.training import checkpoint
 from optnet.training.loop import Progress, train_epoch
 
 FAMILIES = ["gradient_descent", "heavy_ball", "nesterov", "nesterov_dense", "admm", "merge_and_run"]

@@ -12,10 +12,10 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from optnet.app import run
 from optnet.app.config import Train
 from optnet.app.preparation import stored
 from optnet.errors import RequestError
-from optnet.training import run
 from optnet.training.distributed import launched, launched_first, processes
 
 

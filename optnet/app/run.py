@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from optnet.app import trainers
 from optnet.app.config import Train
+from optnet.app.monitor import Monitor
 from optnet.app.preparation import Parts, prepare
 from optnet.data import Loader
 from optnet.data.loading import seed_of
@@ -21,7 +22,6 @@ from optnet.training.environment import keeping_random_state, peak_memory, rando
 from optnet.training.interruption import signals
 from optnet.training.logbook import Logbook, Silence, new_folder, write_json, write_whole
 from optnet.training.loop import Diverged, Observer, Progress, train_epoch
-from optnet.training.monitoring.monitor import Monitor
 from optnet.training.profiling import Profiling
 from optnet.training.scoring import Score, evaluate
 from optnet.training.screen import Screen, screen
