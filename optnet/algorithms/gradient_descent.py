@@ -64,7 +64,7 @@ def silver_step(k: int) -> float:
         bound=lambda k, mu, L: L / (1 + sqrt(4 * (1 + sqrt(2)) ** (2 * k.bit_length()) - 3)),
         text="L / (1 + sqrt(4 r^(2m) - 3)), r = 1 + sqrt 2, k = 2^m - 1",
         functions="convex",
-        where="steps 2^m - 1",
+        where="iterations 2^m - 1",
         reference="Altschuler and Parrilo 2023b, theorem 1.1",
     ),
 )

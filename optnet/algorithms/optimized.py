@@ -26,7 +26,7 @@ def thetas(steps: int) -> list[float]:
         bound=lambda k, mu, L: L / (2 * thetas(k)[-1] ** 2),
         text="L / (2 theta_N^2)",
         functions="convex",
-        where="last step",
+        where="last iteration",
         reference="Kim and Fessler 2016, theorem 2; no method of N steps is better (Drori 2017)",
     ),
 )
@@ -53,7 +53,7 @@ def optimized_gradient(T: Operator, x: Iterate, steps: int) -> Iterate:
         bound=lambda k, mu, L: 2 * L / thetas(k)[-1] ** 2,
         text="2 L / theta_N^2",
         functions="convex",
-        where="last step",
+        where="last iteration",
         initial="gap",
         reference="Kim and Fessler 2021, theorem 6.1",
     ),

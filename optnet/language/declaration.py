@@ -1,4 +1,4 @@
-"""What an algorithm is: a plain function with annotations, and what is known of it. Traces nothing; no torch."""
+"""What an algorithm is: a plain function with annotations, and the facts about it. Does not trace; no torch."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from optnet.language.theorems import Theorem, Tuning
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkDefaults:
-    """What a network that is built from an algorithm takes where nothing is said.
+    """The defaults of a network that is built from an algorithm.
 
     Attributes:
-        layer: the layer family; None: what suits the operators.
-        reading: ``map`` or ``residual``; None: what suits the layer family.
-        constants: of the algorithm, as a network needs them.
-        last: more constants for the last stage.
-        unsuited: why the algorithm makes no image classifier, if it does not.
+        layer: the layer family; None chooses one that suits the operators.
+        reading: ``map`` or ``residual``; None chooses what suits the layer family.
+        constants: the algorithm's constants in a network.
+        last: further constants of the last stage.
+        unsuited: why the algorithm cannot be an image classifier; None if it can.
     """
 
     layer: str | None = None
@@ -36,16 +36,16 @@ class NetworkDefaults:
 class Algorithm:
     """An optimization algorithm, written as a plain function of operators, starting points and constants.
 
-    Called, it is that function: on tensors it is the optimizer. ``optnet.trace`` reads it as a program.
+    Call it on tensors and it is the optimizer. ``optnet.trace`` turns it into a program.
 
     Attributes:
-        name, aliases: what it is found by.
+        name, aliases: the names under which it is found.
         reference: where the algorithm is stated.
         operators: its operators' names; True for those that must be given (no default).
         starts: its starting points' names.
         constants: its keyword-only constants with their defaults.
         ancestor: the constants at which the network is its classical ancestor (heavy ball: ResNet), or None.
-        network: what a network that is built from it takes where nothing is said.
+        network: the defaults of a network that is built from it.
         tuned: (mu, L) -> the recommended constants for T = id - grad f / L, or None: its defaults.
         theorem: what it promises at its tuned constants, or None.
 

@@ -1,4 +1,4 @@
-"""Which sums of a program stand on their own, and which are taken into the sums that use them. Traces nothing."""
+"""Merges sums into the sums that use them, so that every sum left has coefficients of its own. Does not trace."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from optnet.language.program import Apply, Combine, Instruction, Program
 
 
 def fold(program: Program) -> Program:
-    """The same program with no sum that another one can take in (the rules: ``_Folding``)."""
+    """The same program with as few sums as possible; ``_Folding`` has the rules."""
     return _Folding(program).program()
 
 
 def without(program: Program, start: str) -> Program:
-    """The program in which ``start`` enters no sum: for a starting point of another shape than its successors.
+    """The program without ``start`` in its sums, for a starting point whose shape differs from its successors'.
 
     Raises:
         ProgramError: a sum needs it with a non-zero weight.
@@ -35,9 +35,9 @@ def without(program: Program, start: str) -> Program:
 
 
 class _Folding:
-    """Takes sums into the sums that use them, until every one left is a value of its own.
+    """Merges sums into the sums that use them, until every sum left is a value of its own.
 
-    A sum stays if it is an operator's argument, is returned, or is used by two or more different values. It is taken in
+    A sum stays if it is an operator's argument, is returned, or is used by two or more different values. It is merged
     if it has one user, one term, only zero weights, or is used only with weight zero: it would own dead coefficients. A
     single term of weight exactly 1 is an alias. An instruction that the results do not need is dropped. Terms whose
     weight happens to be 0 stay: they are what relaxation makes learnable. A cancellation below 1e-14 counts as 0.

@@ -1,4 +1,4 @@
-"""Algorithms by name, by file or by dotted path. Imports the files of users, each once; traces nothing."""
+"""Finds algorithms by name, by file or by dotted path. Imports each user file once. Does not trace."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ def find_algorithm(spec: str | Callable[..., Any]) -> Algorithm:
 
 
 _FILES: dict[Path, tuple[tuple[int, int], ModuleType]] = {}
-"""The users' files that were imported: their time and size then, and the module."""
+"""The user files that were imported: their time and size at that moment, and the module."""
 
 
 def _load_file(path: str) -> ModuleType:
-    """The module of a user's file, which runs once; again only if it was changed since."""
+    """The module of a user file. The file runs once, and again only after it was changed."""
     file = Path(path).expanduser().resolve()
     if not file.is_file():
         raise AlgorithmError(f"there is no file {path}; an algorithm of your own is my_file.py:my_method")
@@ -64,7 +64,7 @@ def _load_file(path: str) -> ModuleType:
     assert found is not None and found.loader is not None
     module = importlib.util.module_from_spec(found)
     sys.modules[module.__name__] = module  # dataclasses and pickle look there
-    sys.path.insert(0, str(file.parent))  # as for a script: what lies beside it can be imported
+    sys.path.insert(0, str(file.parent))  # as for a script: it can import its neighbours
     try:
         found.loader.exec_module(module)
     except BaseException as error:

@@ -1,4 +1,4 @@
-"""The algorithm as data: a short straight-line list of instructions. Knows neither torch nor tracing."""
+"""The algorithm as data: a short straight-line list of instructions. No torch, and no tracing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Apply:
 
     Attributes:
         index: the number of the call, counted from 0 for each operator.
-        iteration: the iteration of the algorithm that the call belongs to, counted from 0. A call before the loop
+        iteration: the iteration of the algorithm that the call belongs to, counted from 0. A call outside the loop
             counts with the first iteration.
     """
 
@@ -63,7 +63,7 @@ class Program:
         instructions: ``Apply`` and ``Combine``, in the order of the algorithm's text.
         results: the values that the algorithm returns.
         main: the operator that the algorithm declares first: the layer T, the gradient step.
-        iterations: how many iterations of the algorithm the program holds.
+        iterations: the number of iterations of the algorithm in this program.
         several: whether the algorithm returned a tuple (even one of a single iterate).
         readings: per operator, ``map`` (T is the layer) or ``residual`` (T = id + F, F the layer).
         constants: the algorithm's constants that were given.
@@ -122,12 +122,12 @@ class Program:
 
     @cached_property
     def labels(self) -> dict[str, str]:
-        """For the value of each call a name of the call itself, ``T_0``, ``T_1``, ..., unlike every other name here."""
+        """A name for each call, by the call's value: ``T_0``, ``T_1``, ... No other name in the program equals it."""
         taken = {*self.operators, *self.starts, *(instruction.value for instruction in self.instructions)}
         return {call.value: unique(f"{call.operator}_{call.index}", taken) for call in self.applies}
 
     def readers(self) -> dict[str, list[Instruction]]:
-        """For every value the instructions that read it."""
+        """The instructions that read each value."""
         readers: dict[str, list[Instruction]] = {value: [] for value in self.starts}
         for instruction in self.instructions:
             readers[instruction.value] = []
@@ -149,7 +149,7 @@ class Program:
         return {(row.value, term): w for row in self.combines for term, w in zip(row.terms, row.weights, strict=True)}
 
     def with_weights(self, weights: Mapping[tuple[str, str], float]) -> Program:
-        """The program with other weights, as learned: ``{(row, term): weight}``."""
+        """The same program with other weights, for example learned ones: ``{(row, term): weight}``."""
         instructions = tuple(
             replace(one, weights=tuple(weights[one.value, term] for term in one.terms))
             if isinstance(one, Combine) else one
@@ -158,18 +158,18 @@ class Program:
         return replace(self, instructions=instructions)
 
     def live(self, position: int) -> tuple[str, ...]:
-        """The values set before instruction number ``position`` that it or a later one reads, or that are results."""
+        """The values set before instruction number ``position`` that it or a later one reads, or that are returned."""
         later = {read for one in self.instructions[position:] for read in one.reads} | set(self.results)
         values = (*self.starts, *(one.value for one in self.instructions[:position]))
         return tuple(value for value in values if value in later)
 
     def cut(self, borders: Sequence[int], iterations: Sequence[int]) -> list[Program]:
-        """The program in pieces, cut before the instructions numbered ``borders``.
+        """Cuts the program into pieces, before the instructions numbered ``borders``.
 
-        What is live at a border is the results of one piece and the starting points of the next, under the same names.
+        The values that are live at a border are the results of one piece and the starting points of the next.
 
         Args:
-            iterations: how many iterations of the algorithm each piece holds.
+            iterations: the number of iterations in each piece.
         """
         edges = [0, *borders, len(self.instructions)]
         pieces, starts = [], self.starts
@@ -289,7 +289,7 @@ def _define(value: str, known: set[str]) -> None:
 
 
 def unique(name: str, taken: set[str], reserved: Collection[str] = ()) -> str:
-    """The name, with underscores behind it until nothing else is called so; notes it in ``taken``."""
+    """The name, with underscores appended until it is neither taken nor reserved. Adds it to ``taken``."""
     while name in taken or name in reserved:
         name += "_"
     taken.add(name)

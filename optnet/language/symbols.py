@@ -36,8 +36,8 @@ def _refuse(name: str, instead: str) -> Callable[..., NoReturn]:
     return refuse
 
 
-_NO_BRANCH = "a program has no branches; decide by the step number or by a constant"
-_NO_COMPARE = "an iterate has no value while it is traced; decide by the step number or by a constant"
+_NO_BRANCH = "a program has no branches; decide by the iteration number or by a constant"
+_NO_COMPARE = "an iterate has no value while it is traced; decide by the iteration number or by a constant"
 _NO_INPLACE = "it changes the caller's tensor when the algorithm runs on one; write x = x + y"
 _NO_SHAPE = "what is not a weighted sum belongs into an operator; write T(x)"
 

@@ -1,4 +1,4 @@
-"""What an algorithm promises, in a form that tests, ``analyse`` and documents read alike. No torch, no tracing."""
+"""What an algorithm guarantees, as data that tests, ``analyse`` and documents read. No torch, no tracing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ METRICS = {
     "gradient": "|grad f(x_k)|^2",
 }
 INITIAL = {"distance": "|x_0 - x*|^2", "gap": "(f(x_0) - f*)"}
-WHERE = ("every step", "last step", "steps 2^m - 1")
+WHERE = ("every iteration", "last iteration", "iterations 2^m - 1")
 FUNCTIONS = ("convex", "strongly convex", "quadratic")
 
 
@@ -28,7 +28,7 @@ class Theorem:
         bound: the factor as a function of (k, mu, L).
         text: the same as a formula, with q = mu / L.
         functions: of what class f is: L-smooth and convex, mu-strongly convex, or quadratic with spectrum in [mu, L].
-        where: at every step, only at the last of a run's steps, or only after 2^m - 1 steps.
+        where: after every iteration, only after a run's last one, or only after 2^m - 1 iterations.
         initial: what the bound is multiplied by; a key of ``INITIAL``.
         reference: where it is proved.
     """
@@ -38,7 +38,7 @@ class Theorem:
     text: str
     functions: str
     reference: str
-    where: str = "every step"
+    where: str = "every iteration"
     initial: str = "distance"
 
     def __post_init__(self) -> None:
@@ -46,10 +46,10 @@ class Theorem:
         assert self.where in WHERE and self.functions in FUNCTIONS
 
     def holds_after(self, k: int, steps: int) -> bool:
-        """Whether the theorem speaks of iterate k of a run of so many steps."""
-        if self.where == "last step":
+        """Whether the theorem covers iterate k of a run of ``steps`` iterations."""
+        if self.where == "last iteration":
             return k == steps
-        return k >= 1 and (self.where == "every step" or k & (k + 1) == 0)
+        return k >= 1 and (self.where == "every iteration" or k & (k + 1) == 0)
 
     def __str__(self) -> str:
         return f"{METRICS[self.metric]} <= {self.text} {INITIAL[self.initial]}, {self.functions} f, {self.where}"

@@ -1,4 +1,4 @@
-"""From an algorithm to its Program: the function is run on symbols. Knows no torch and no layers."""
+"""Runs an algorithm on symbols and records its Program. No torch, no layers."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def trace(
 def all_constants(
     method: Algorithm, constants: Mapping[str, Any] | None, keywords: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The constants of ``constants=`` and those given as keywords, together.
+    """Merges the constants of ``constants=`` with those given as keywords.
 
     Raises:
         AlgorithmError: one of them is given twice, does not exist or has a wrong value.
@@ -81,7 +81,7 @@ def record(
     reading: str | Mapping[str, str] = "map",
     constants: Mapping[str, Any] | None = None,
 ) -> Program:
-    """The program as it was written: one instruction for each operation, nothing folded or dropped."""
+    """The program as it was written: one instruction for each operation, nothing merged or dropped."""
     given = dict(constants or {})
     names = _operator_names(method, operators)
     readings = _readings(method, names, reading)
@@ -135,10 +135,10 @@ def _ends(
     constants: dict[str, Any],
     total: int,
 ) -> list[int]:
-    """How many calls the first 1, 2, ..., ``steps`` iterations have together, as shorter runs of the algorithm count.
+    """The number of calls in the first 1, 2, ..., ``steps`` iterations, counted by running the algorithm that long.
 
-    A call before or behind the loop counts with the first iteration. Three short runs tell the rest where each
-    iteration has equally many calls; otherwise every length is run.
+    A call outside the loop counts with the first iteration. Three short runs are enough if every iteration has the
+    same number of calls; otherwise every length is run.
     """
 
     def count(iterations: int) -> int:

@@ -1,7 +1,7 @@
-"""The published networks that ours start from, and which of their modules is which of ours. Converts no weights.
+"""The published networks that ours start from, and how their modules map to ours. Converts no weights.
 
-The ancestors are the ResNet, ResNetV2 and DenseNet of timm and torchvision. Names are made here, never taken apart: the
-network says which module serves which call.
+The ancestors are the ResNet, ResNetV2 and DenseNet of timm and torchvision. Names are
+made here and never parsed: the network says which module serves which call.
 """
 
 from __future__ import annotations

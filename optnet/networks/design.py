@@ -35,8 +35,11 @@ class StageProgram:
 
 
 def suitable_layer(algorithm: Algorithm) -> str:
-    """The family of layers that an algorithm declares; else the basic block if it has a projection P (a ReLU after each
-    step, as in ResNet), else the pre-activation block."""
+    """The layer family that an algorithm declares.
+
+    By default the basic block if it has a projection P (a ReLU after each iteration, as in ResNet), else the
+    pre-activation block.
+    """
     return algorithm.network.layer or ("basic" if "P" in algorithm.operators else "preact_basic")
 
 
@@ -55,11 +58,11 @@ def design(
 
     ``transition='restart'`` runs the algorithm anew in each stage, from what the stage before returned: a restarted
     method (O'Donoghue and Candes 2015), whose memory begins again. ``'project'`` is one run over all stages, cut at
-    their borders: every iterate that a later step reads is carried on, through a projection of its own.
+    their borders: every iterate that a later iteration reads is carried on through a projection of its own.
     ``coefficient_init='ancestor'`` starts at the constants that the algorithm declares as its ancestor's, if it does.
 
     Args:
-        with_P: whether the layers have a place for a P (an activation after each step).
+        with_P: whether the layers have a place for a P (an activation after each iteration).
         layer: the layers' family, which chooses the reading: ``map`` for plain layers, else ``residual``.
 
     Raises:
@@ -108,9 +111,8 @@ def _borders(
 ) -> list[int]:
     """Where a run of ``sum(run)`` iterations is cut: before which of the program's instructions.
 
-    A border lies behind the calls of the iterations in front of it, at the last of the positions with the fewest live
-    values: heavy ball's is then x_{k+1} and x_k, not T(x_k), x_k and x_{k-1}. A call behind the algorithm's loop counts
-    with the iterations in front of it: of T(x_n) at the end every stage but the last gets one call more.
+    A border comes after the calls of the iterations before it, at the last position that has the fewest live values.
+    For heavy ball these are x_{k+1} and x_k, rather than T(x_k), x_k and x_{k-1}.
     """
     if len(run) == 1:
         return []
@@ -123,7 +125,7 @@ def _borders(
 
 
 def _positions(program: Program, iterations: int) -> list[int]:
-    """The positions behind the main operator's calls in the first so many iterations, before the next; last first."""
+    """The positions between the main operator's last call of the first ``iterations`` and its next one; last first."""
     main = [
         (i, one.iteration)
         for i, one in enumerate(program.instructions)

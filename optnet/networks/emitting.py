@@ -1,4 +1,4 @@
-"""A Program as a torch.fx graph of real layers: a node per call, a chain of multiply-adds per sum."""
+"""Writes a Program as a torch.fx graph of real layers: a node per call, a chain of multiply-adds per sum."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ class Call:
 Factory = Callable[[Call], nn.Module]
 
 RESERVED = frozenset(dir(fx.GraphModule(nn.Module(), fx.Graph())))
-"""What an operator's module cannot be called: a module's own attributes."""
+"""Names that no module can have: the attributes of a GraphModule."""
 ARGUMENTS = frozenset({*dir(builtins), "self", "torch", "fx", "device", "inf", "nan", "NoneType", "pytree"})
-"""What an argument of the code that torch.fx writes cannot be called."""
+"""Names that no argument in the code of torch.fx can have."""
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ class Stage(nn.Module):
     """One run of the algorithm at one width, or its part there: a transition, then the unrolled algorithm.
 
     Takes and returns a list of tensors (batch, channels, height, width), one for each stream: the results, if there
-    are as many as the next stage (behind the last stage: the algorithm) has starting points, else one stream of all
+    are as many as the next stage (after the last stage: the algorithm) has starting points, else one stream of all
     results side by side.
     """
 
@@ -82,7 +82,7 @@ class Network(nn.Module):
         programs: the program of each stage.
         widths: the width of each stage, in channels.
         layer: the layer family that the programs were made for, of ``optnet.networks.layers.FAMILIES``.
-        options: see ``NetworkOptions``; what is already in the programs is not looked at again.
+        options: see ``NetworkOptions``; those that shape the programs are not used.
         global_pool: of the head, by timm's name.
         device, dtype: of every parameter.
 
@@ -198,7 +198,7 @@ class Network(nn.Module):
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """timm's groups: the stem, the stages (``coarse``) or their layers T with what comes behind each, the head."""
+        """timm's groups: the stem, the stages (``coarse``) or their layers T with what follows each, the head."""
         blocks: list[tuple[str, tuple[int, ...] | None]] = []
         for i, (name, stage) in enumerate({} if coarse else unrolled_in(self.stages).items()):
             depth, layers = 0, stage.served_by(stage.program.main)
@@ -250,7 +250,7 @@ class Network(nn.Module):
         """The stages' outputs (streams merged), with or without the final features; timm's contract.
 
         Of a projected network's inner stages it is the iterate that the next layer reads. With ``stop_early`` the final
-        features are those of the last stage that ran, and the last norm acts behind the last stage only.
+        features are those of the last stage that ran, and the last norm acts after the last stage only.
         """
         if output_fmt != "NCHW":
             raise ModelError(f"output_fmt='{output_fmt}' is unknown; features are NCHW")
@@ -269,7 +269,7 @@ class Network(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drops the stages behind the last of ``indices``; timm's contract."""
+        """Drops the stages after the last of ``indices``; timm's contract."""
         take, last = feature_take_indices(len(self.stages), indices)
         self.stages = self.stages[: last + 1]
         if prune_norm or last + 1 < len(self.programs):

@@ -1,4 +1,4 @@
-"""From a Program and real layers to an nn.Module. Knows how a program runs, not which layers or networks exist."""
+"""Turns a Program and real layers into an nn.Module. Knows no layer family and no network."""
 
 from __future__ import annotations
 
