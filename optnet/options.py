@@ -6,7 +6,7 @@ Signature checks, the command line, ``--help`` and messages all read the declara
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from typing import Any
 
@@ -35,6 +35,12 @@ def choice(default: str | None, *options: str, help: str = "") -> Any:
 def option(default: Any = MISSING, *, factory: Any = MISSING, example: Any = None, help: str = "") -> Any:
     """Any other value: a truth value, a text, a list, a table."""
     return field(default=default, default_factory=factory, metadata={"example": example, "help": help})
+
+
+def one_of(name: str, value: Any, options: Collection[str], error: type[RequestError] = ConfigError) -> None:
+    """Raises ``error`` unless the value is one of the words."""
+    if value not in options:
+        raise error(f"{name}={value} is unknown; it is one of {', '.join(options)}")
 
 
 @dataclass(frozen=True)
@@ -116,8 +122,8 @@ def check(config: Any, prefix: str = "", error: type[RequestError] = ConfigError
         elif value is None:
             if key.default is not None and key.default is not MISSING:
                 raise error(f"{name} is null; give a value like {example(config, key.name)}")
-        elif "options" in limits and value not in limits["options"]:
-            raise error(f"{name}={value} is unknown; it is one of {', '.join(limits['options'])}")
+        elif "options" in limits:
+            one_of(name, value, limits["options"], error)
         elif _kind(key) == "bool" and type(value) is not bool:
             raise error(f"{name}={value!r} must be true or false")
         elif "low" in limits:

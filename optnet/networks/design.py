@@ -72,10 +72,6 @@ def design(
     method = find_algorithm(algorithm)
     if method.network.unsuited is not None:
         raise ModelError(f"{method.name} makes no classifier: {method.network.unsuited}")
-    if coefficient_init not in COEFFICIENT_INITS:
-        raise ModelError(f"coefficient_init='{coefficient_init}' is unknown; it is 'ancestor' or 'algorithm'")
-    if transition not in TRANSITIONS:
-        raise ModelError(f"transition='{transition}' is unknown; it is 'restart' or 'project'")
     if not blocks or any(type(steps) is not int or steps < 1 for steps in blocks):
         raise ModelError(
             f"blocks={list(blocks)} must be whole numbers of at least 1, iterations of the algorithm a stage"

@@ -19,6 +19,7 @@ from optnet.networks.initialisation import set_weight, weight_norm_scales
 from optnet.networks.layers import FAMILIES, Family, Style
 from optnet.networks.options import NetworkOptions
 from optnet.networks.unrolled import coefficient_names, unroll, unrolled_in
+from optnet.options import one_of
 
 
 class Stage(nn.Module):
@@ -314,8 +315,7 @@ def _check_stages(programs: Sequence[StageProgram], widths: Sequence[int], layer
 
 
 def _family(layer: str) -> type[Family]:
-    if layer not in FAMILIES:
-        raise ModelError(f"layer='{layer}' is unknown; it is one of {', '.join(FAMILIES)}")
+    one_of("layer", layer, FAMILIES, ModelError)
     return FAMILIES[layer]
 
 

@@ -15,6 +15,7 @@ from optnet.language.program import Program
 from optnet.language.tracing import trace
 from optnet.networks.activation_checkpointing import MEMORY, set_recomputing
 from optnet.networks.emitting import Emitter, Factory
+from optnet.options import one_of
 
 COEFFICIENTS = ("learnable", "fixed")
 
@@ -203,10 +204,8 @@ def unroll(
         OperatorError: an operator is missing, unknown or not a layer; an unknown option.
         ProgramError: a starting point of another shape enters a sum with a non-zero weight.
     """
-    if coefficients not in COEFFICIENTS:
-        raise OperatorError(f"coefficients='{coefficients}' is unknown; it is 'learnable' or 'fixed'")
-    if memory not in MEMORY:
-        raise OperatorError(f"memory='{memory}' is unknown; it is 'keep' or 'checkpoint'")
+    one_of("coefficients", coefficients, COEFFICIENTS, OperatorError)
+    one_of("memory", memory, MEMORY, OperatorError)
     if per_channel and (type(channels) is not int or channels < 1):
         raise OperatorError("per_channel=True needs channels=C, the number of channels of the iterates")
     if isinstance(algorithm, Program):
