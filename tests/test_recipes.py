@@ -78,9 +78,9 @@ def test_depths():
     """9 n + 2 layers, or 3 m + 4, whose weights are convolutions or the classifier; shortcuts are not counted."""
     for name, depth in {"hbnet83_cifar": 83, "hbnet164_cifar": 164}.items():
         model = optnet.networks.zoo.MODELS[name]
-        assert 3 * sum(model["blocks"]) + 2 == depth
+        assert 3 * sum(model.blocks) + 2 == depth
     for name, depth in {"agdnet40_cifar": 40, "agdnet52_cifar": 52}.items():
-        assert sum(optnet.networks.zoo.MODELS[name]["blocks"]) + 4 == depth
+        assert sum(optnet.networks.zoo.MODELS[name].blocks) + 4 == depth
 
 
 @pytest.mark.parametrize("name", PRESETS)
