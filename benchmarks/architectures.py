@@ -1,4 +1,4 @@
-"""Compares each family with its ancestor: python benchmarks/architectures.py [--rows 'HB*'] [--threads 1 2] [--compiled]
+"""Compares families and ancestors: python benchmarks/architectures.py [--rows 'HB*'] [--threads 1 2] [--compiled]
 
 Both sides alternate in one process. Rows that are already in the JSON file are measured again only with --again.
 """
