@@ -11,7 +11,9 @@ CODE = re.compile(r"(``.+?``|`[^`\n]+`)", re.DOTALL)
 def escaped(text: str) -> str:
     """The text with ``*``, ``<`` and leading ``_`` escaped, except in code spans."""
     parts = CODE.split(text)
-    parts[::2] = [re.sub(r"(?<!\w)_(?=\w)", r"\\_", part).replace("*", r"\*").replace("<", "&lt;") for part in parts[::2]]
+    parts[::2] = [
+        re.sub(r"(?<!\w)_(?=\w)", r"\\_", part).replace("*", r"\*").replace("<", "&lt;") for part in parts[::2]
+    ]
     return "".join(parts)
 
 

@@ -39,8 +39,10 @@ class ADMMOptions(SplittingOptions):
     start: str = choice("forward", *STARTS)
 
     def check(self) -> None:
-        """Raises:
-        ConfigError: ``full_batch`` is false. The multiplier would be lost between batches.
+        """Checks what the options' ranges do not.
+
+        Raises:
+            ConfigError: ``full_batch`` is false. The multiplier would be lost between batches.
         """
         if not self.full_batch:
             raise ConfigError(

@@ -55,21 +55,21 @@ class LPOM(Lifted):
 
     Li, Fang, Lin 2019 (AAAI). The gap of each layer is at least 0, and it is 0 exactly if x_k = phi_k(u_k).
 
-    **Activations.** The update moves the pre-activation v of x_k = phi(v). With rho = mu_{k+1} / mu_k:
+    Activations: the update moves the pre-activation v of x_k = phi(v). With rho = mu_{k+1} / mu_k:
     v <- (1 - eta) v + eta (u_k - rho W_{k+1}^T (phi(W_{k+1} phi(v) + b_{k+1}) - x_{k+1})).
     eta = 1 is the published fixed-point iteration; it contracts if beta^2 rho |W|^2 < 1.
     eta = 1 / (1 + beta^2 rho |W|^2) is mirror descent with kernel F; it never raises the objective. |W|^2 is estimated
     by power iteration, times 1.1 to be an upper bound. The serial order goes backward, so one sweep carries the
     targets y to layer 1.
 
-    **Weights.** The gradient in W_k is mu_k (phi(u_k) - x_k)^T x~_{k-1} / batch. If the x_k are at their minimiser
+    Weights: the gradient in W_k is mu_k (phi(u_k) - x_k)^T x~_{k-1} / batch. If the x_k are at their minimiser
     (after many sweeps), it tends to the gradient of backpropagation as mu grows. After a single damped sweep it is
     smaller in the lower layers. ``optimizer`` passes it to a torch optimizer. ``gradient`` takes a gradient step of
     size batch / (mu_k beta |x~|^2), which cannot raise the objective. ``pinv`` is the paper's update
     (1/beta) (phi(u) - x)^T x~^+ with a ridge; ``apg`` repeats it with Nesterov's extrapolation and keeps the best
     result; neither raises the objective. The updates of the W_k are independent and could run in parallel.
 
-    **Memory.** With serial order and one sweep, a step takes about the memory of an SGD step where the weights are
+    Memory: with serial order and one sweep, a step takes about the memory of an SGD step where the weights are
     larger than the activations: 1.06 times at three layers of width 2048 and batch 1000, but 1.3 times at width 512.
 
     Args:

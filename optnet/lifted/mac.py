@@ -50,8 +50,10 @@ class MACOptions(Options):
     full_batch: bool = True
 
     def check(self) -> None:
-        """Raises:
-        ConfigError: mu is larger than mu_max.
+        """Checks what the options' ranges do not.
+
+        Raises:
+            ConfigError: mu is larger than mu_max.
         """
         if self.mu > self.mu_max > 0:  # the options' ranges refuse values that are not positive
             raise ConfigError(f"trainer.mu={self.mu:g} is above trainer.mu_max={self.mu_max:g}; raise mu_max")

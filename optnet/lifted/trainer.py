@@ -183,8 +183,10 @@ class Lifted(ABC):
             self._kept = Blocks(nowhere, [nowhere, *x], u, dual)
 
     def need(self, condition: bool, what: str) -> None:
-        """Raises:
-        ModelError: the condition does not hold.
+        """Checks a condition that the method needs; ``what`` is named in the message.
+
+        Raises:
+            ModelError: the condition does not hold.
         """
         if not condition:
             raise ModelError(f"trainer={type(self).__name__.lower()} needs {what}")

@@ -79,8 +79,10 @@ class Dense(Family):
         return LayerFactory(self._tail)
 
     def _tail(self, call: Call) -> nn.Module:
-        """Raises:
-        ModelError: P is applied to a starting point, whose width differs from that of P's output.
+        """The layer of a call of P.
+
+        Raises:
+            ModelError: P is applied to a starting point, whose width differs from that of P's output.
         """
         if call.starts[0]:
             raise ModelError(f"dense layers have no {call.operator} for a starting point; use another layer=")
