@@ -5,9 +5,12 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
+
+from optnet.networks.options import NetworkOptions
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -25,6 +28,8 @@ def test_the_site_builds_without_a_warning(tmp_path):
     assert 'id="optnet.unroll"' in page and "Unrolls an algorithm (or its program) onto real layers." in text
     assert "heavy_ball" in text and "x_{k+1} = P(x_k + step (T(x_k) - x_k) + beta (x_k - x_{k-1}))" in text
     assert "|x_k - T(x_k)| <= 2 |x_0 - x*| / (k + 1)" in text  # no asterisk is lost to Markdown
+    options = (tmp_path / "site" / "api" / "networks" / "index.html").read_text()
+    assert all(field.metadata["help"].split(";")[0] in html.unescape(options) for field in fields(NetworkOptions))
     for file in (tmp_path / "site").rglob("*.html"):
         assert not re.search(r'<(script|link)[^>]+(src|href)="https?://', file.read_text()), "needs the network"
 
