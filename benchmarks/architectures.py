@@ -1,6 +1,6 @@
-"""Every family against its ancestor: python benchmarks/architectures.py [--rows 'HB*'] [--threads 1 2] [--compiled]
+"""Compares families and ancestors: python benchmarks/architectures.py [--rows 'HB*'] [--threads 1 2] [--compiled]
 
-Paired: both sides alternate in one process. A row that is in the JSON already is not measured again without --again.
+Both sides alternate in one process. Rows that are already in the JSON file are measured again only with --again.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ CIFAR, LARGE = (16, 32, 64), (64, 128, 256, 512)
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison: two builders, the images (batch, channels, height, width), and the aims by figure."""
+    """One comparison: two builders, the images' shape (batch, channels, height, width), and the aim for each figure."""
 
     ours: Builder
     theirs: Builder
@@ -116,7 +116,7 @@ ROWS: dict[str, Row] = {
 
 
 def measure(row: Row, device: torch.device, threads: list[int], pairs: int, compiled: bool) -> dict[str, Any]:
-    """Sizes of both sides, and for each number of threads the times of a training step and of inference."""
+    """The sizes of both sides, and for each number of threads the times of a training step and of inference."""
     torch.manual_seed(0)
     images, labels = torch.randn(row.shape, device=device), torch.randint(10, row.shape[:1], device=device)
     models = [builder().to(device) for builder in (row.ours, row.theirs)]
@@ -165,7 +165,7 @@ def show(results: dict[str, Any], console: Console) -> None:
 
 
 def draw(results: dict[str, Any], file: Path) -> None:
-    """Left: the ratios of all rows. Right: milliseconds and megabytes of a training step against depth."""
+    """Plots the ratios of all rows (left), and the milliseconds and MiB of a training step against depth (right)."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -194,8 +194,8 @@ def draw(results: dict[str, Any], file: Path) -> None:
                 label = f"HB-Net, memory={memory}" if side == "ours" else "ResNet"
                 values = [value(side, row) / n for (_, row), n in zip(found, images, strict=True)]
                 axis.plot(depths, values, "o-" if side == "ours" else "s--", label=label)
-    axes[1].set(xlabel="depth", ylabel=f"milliseconds a image and training step, {threads[0]} thread(s)")
-    axes[2].set(xlabel="depth", ylabel="MiB held for backward, a image")
+    axes[1].set(xlabel="depth", ylabel=f"milliseconds per image and training step, {threads[0]} thread(s)")
+    axes[2].set(xlabel="depth", ylabel="MiB held for backward, per image")
     for axis in axes[1:]:
         axis.legend()
         axis.set_ylim(bottom=0)
@@ -208,9 +208,9 @@ def main() -> None:
     parser.add_argument("--threads", nargs="*", type=int, default=[1, 2])
     parser.add_argument("--pairs", type=int, default=21)
     parser.add_argument("--compiled", action="store_true", help="both sides through torch.compile")
-    parser.add_argument("--again", action="store_true", help="measure what is in the JSON already")
+    parser.add_argument("--again", action="store_true", help="measure rows again that are already in the JSON file")
     parser.add_argument(
-        "--default-malloc", action="store_true", help="memory goes back to the system as it does by default"
+        "--default-malloc", action="store_true", help="let malloc return freed memory to the system, its default"
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent.parent / "results")

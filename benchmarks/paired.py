@@ -1,4 +1,4 @@
-"""Two models held against each other: times in alternation, bytes kept for backward, multiply-adds. Knows no model."""
+"""Compares two models: alternating timings, bytes kept for the backward pass, multiply-adds. Knows no model."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from torch import Tensor, nn
 from optnet.training.measuring import multiply_adds
 
 NOISE = 0.03
-"""How far the ratios of the two halves of a measurement may differ, and how wide the median's 95 % interval may be."""
+"""The largest difference between the ratios of a measurement's two halves, and width of the median's 95 % interval."""
 
 PATIENCE = 5
-"""A measurement that is noisy goes on to this many times its pairs; none is left out."""
+"""A noisy measurement continues up to this many times its pairs. No pair is left out."""
 
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds (medians) of both sides; the pairs' ratios: median, that of each half, relative error of the median.
+    """Median seconds of both sides; the median of the pairs' ratios, overall and in each half; and its relative error.
 
-    ``error`` is half its 95 % interval: 1.86 interquartile ranges over the root of the number of pairs.
+    ``error`` is half the median's 95 % interval: 1.86 interquartile ranges over the root of the number of pairs.
     """
 
     ours: float
@@ -47,8 +47,10 @@ class Times:
 
 
 def keep_freed_memory() -> bool:
-    """Whether glibc's malloc now keeps what is freed. By default it returns the top of the heap to the system again and
-    again: page faults, up to 10 % of a step, as the heap happens to lie.
+    """Makes glibc's malloc keep freed memory; returns whether it does.
+
+    By default malloc returns the top of the heap to the system again and again. The page faults take up to 10 % of a
+    step, depending on how the heap happens to be laid out.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     trim_threshold, mmap_threshold = -1, -3  # their numbers in malloc.h
@@ -61,7 +63,7 @@ def synchronise(device: torch.device) -> None:
 
 
 def alternate(ours: Callable[[], Any], theirs: Callable[[], Any], pairs: int, device: torch.device) -> Times:
-    """Times the two in turns, each first in every other pair, so that what slows the machine slows both."""
+    """Times the two jobs alternately and swaps their order in every pair, so that a slow machine slows both."""
 
     def seconds(job: Callable[[], Any]) -> float:
         synchronise(device)
@@ -96,7 +98,7 @@ def autocast(device: torch.device) -> Any:
 
 
 def step(model: nn.Module, images: Tensor, labels: Tensor) -> Callable[[], None]:
-    """Forward and backward pass of a training step."""
+    """A job: the forward and backward pass of a training step."""
 
     def run() -> None:
         model.zero_grad(set_to_none=True)
@@ -118,13 +120,13 @@ def inference(model: nn.Module, images: Tensor) -> Callable[[], None]:
 def saved_bytes(model: nn.Module, images: Tensor) -> int:
     """Bytes of the distinct storages that a forward pass saves for backward, without parameters and buffers.
 
-    What a checkpointed layer keeps, its inputs, passes no hook: see ``held_bytes``.
+    Checkpointed layers keep their inputs without calling the hooks; ``held_bytes`` counts them.
     """
     own = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
     saved: dict[int, Tensor] = {}
 
     def pack(tensor: Tensor) -> Tensor:
-        saved.setdefault(tensor.untyped_storage().data_ptr(), tensor)  # kept alive: an address is not used twice
+        saved.setdefault(tensor.untyped_storage().data_ptr(), tensor)  # kept alive, so that no address is used twice
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), autocast(images.device):
@@ -133,7 +135,7 @@ def saved_bytes(model: nn.Module, images: Tensor) -> int:
 
 
 def held_bytes(model: nn.Module, images: Tensor) -> int:
-    """Bytes that a forward pass leaves allocated until the backward pass, by the allocator's own account."""
+    """Bytes that a forward pass leaves allocated until the backward pass, as counted by the allocator."""
     with torch.profiler.profile(profile_memory=True) as profile, autocast(images.device):
         result = model(images)
     events = profile.key_averages()
@@ -143,7 +145,7 @@ def held_bytes(model: nn.Module, images: Tensor) -> int:
 
 
 def sizes(model: nn.Module, images: Tensor) -> dict[str, int]:
-    """What does not depend on the machine's speed."""
+    """The figures that do not depend on the machine's speed."""
     model.train()
     inference(model, images)()
     return {

@@ -1,4 +1,4 @@
-"""The ancestors that neither timm nor torchvision has: written by hand, as one would without optnet."""
+"""Ancestors that neither timm nor torchvision provides, written by hand as one would without optnet."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def head(width: int, classes: int) -> nn.Sequential:
 
 
 def resnet_cifar(blocks: int, widths: Sequence[int] = (16, 32, 64), classes: int = 10) -> nn.Sequential:
-    """ResNet of depth 6 blocks + 2 for 32 pixels, of timm's own block, with projections."""
+    """ResNet of depth 6 blocks + 2 for 32 pixels, made of timm's BasicBlock, with projection shortcuts."""
     layers: list[nn.Module] = [small_stem(widths[0])]
     before = widths[0]
     for width in widths:
@@ -39,7 +39,7 @@ def resnet_cifar(blocks: int, widths: Sequence[int] = (16, 32, 64), classes: int
 
 
 def plain_cnn(steps: Sequence[int], widths: Sequence[int], classes: int = 1000) -> nn.Sequential:
-    """conv-BN-ReLU after conv-BN-ReLU, behind the ImageNet stem."""
+    """A chain of conv-BN-ReLU layers after the ImageNet stem."""
     layers: list[nn.Module] = [large_stem(widths[0])]
     before = widths[0]
     for stage, (count, width) in enumerate(zip(steps, widths, strict=True)):
@@ -54,7 +54,7 @@ def branch(before: int, width: int, stride: int = 1) -> nn.Sequential:
 
 
 class TwoStream(nn.Module):
-    """DMRNet: x, y = ReLU((x + y) / 2 + F(x)), ReLU((x + y) / 2 + G(y)), merged in the end. Zhao et al. 2018."""
+    """DMRNet: x, y = ReLU((x + y) / 2 + F(x)), ReLU((x + y) / 2 + G(y)), merged at the end. Zhao et al. 2018."""
 
     def __init__(self, blocks: Sequence[int], widths: Sequence[int], stem: nn.Module, classes: int) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class TwoStream(nn.Module):
 
 
 class OneShape(nn.Module):
-    """A stem, layers of one shape and a head: the frame in which momentumnet's stack and ours are compared."""
+    """A stem, layers of one shape and a head. It serves to compare momentumnet's layers with ours."""
 
     def __init__(self, middle: nn.Module, width: int, classes: int = 10) -> None:
         super().__init__()

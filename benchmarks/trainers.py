@@ -1,9 +1,10 @@
-"""Training with and without backpropagation on one net, data and start: benchmarks/trainers.py [--tasks 'mnist*']
+"""Compares training with and without backpropagation: benchmarks/trainers.py [--tasks 'mnist*']
 
-Every run (task, method, seed) is an entry of results/trainers.json; one that is there is not run again without --again.
-Several processes may measure into one file. The test split is scored after each epoch to draw the curves; no choice is
-made by it within a run. One thread: seconds are the processor's, of limits and curves too, so that other jobs on the
-machine do not count; the wall clock's whole is kept beside them.
+All methods of a task share the network, the data and the initial weights. Every run (task, method, seed) is an entry of
+results/trainers.json; existing entries are measured again only with --again. Several processes may write to one file.
+The test split is scored after each epoch to draw the curves; nothing is chosen by it within a run. A run uses one
+thread. All seconds (limits and curves too) are CPU seconds, so that other jobs on the machine do not count; the total
+wall-clock time is recorded as well.
 """
 
 from __future__ import annotations
@@ -33,11 +34,15 @@ from optnet.lifted.losses import LOSSES
 
 @dataclass(frozen=True)
 class Task:
-    """A net, its images (samples, pixels) and targets, and how it is scored.
+    """A network, its images (samples, pixels) and targets, and its score.
 
     Attributes:
-        score: what of (network, images, targets), and its unit.
-        limit: seconds of training at most.
+        hidden: the widths of the hidden layers.
+        act: the activation's name.
+        data: returns training images and targets, and new images and targets.
+        score: a function of (network, images, targets).
+        unit: the name and unit of the score.
+        limit: the maximum number of seconds of training.
     """
 
     hidden: tuple[int, ...]
@@ -49,7 +54,7 @@ class Task:
 
 
 class Gradient:
-    """Backpropagation of the lifted methods' own loss, with any optimizer of torch; in full batches for L-BFGS."""
+    """Backpropagation of the loss that the lifted methods use, with any torch optimizer; L-BFGS takes full batches."""
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, scheduler: Any = None) -> None:
         self.model, self.optimizer, self.scheduler, self.loss = model, optimizer, scheduler, LOSSES["squared"]
@@ -75,11 +80,15 @@ Builder = Callable[[nn.Module, int], Any]
 
 @dataclass(frozen=True)
 class Method:
-    """How a trainer is built from (model, steps); the batch (0: all images) and the epochs at most.
+    """A training method.
 
     Attributes:
-        raw: pixels in [0, 1] instead of normalised ones. ``std``: of normal weights at the start, biases 0.1, as in the
-            published code; else the net's own start, the same for all.
+        build: builds the trainer from (model, number of steps).
+        batch: the batch size; 0 takes all images.
+        epochs: the maximum number of epochs.
+        raw: whether pixels stay in [0, 1] instead of being normalised.
+        std: the standard deviation of normal initial weights, with biases of 0.1, as in the published code. None keeps
+            the network's own initialisation, which is the same for all methods.
     """
 
     build: Builder
@@ -98,7 +107,7 @@ def mnist() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def usps() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The first 5,000 training images and the 2,291 others, in [0, 1], each its own target."""
+    """The first 5,000 training images and the other 2,291, in [0, 1]; each image is its own target."""
     made = datasets.USPS(Path(os.environ.get("OPTNET_DATA", "data")) / "USPS", train=True)
     images = torch.from_numpy(made.data).flatten(1).float() / 255
     return images[:5000], images[:5000], images[5000:], images[5000:]
@@ -120,19 +129,19 @@ TASKS = {
 
 
 def sgd(lr: float) -> Builder:
-    """With momentum 0.9 and a constant lr."""
+    """SGD with momentum 0.9 and a constant learning rate."""
     return lambda model, steps: Gradient(model, torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9))
 
 
 def lbfgs(model: nn.Module, steps: int) -> Gradient:
-    """torch's, strong Wolfe, history 50; ten iterations a call."""
+    """torch's L-BFGS with strong Wolfe line search and history 50; ten iterations per call."""
     options: dict[str, Any] = {"tolerance_grad": 0, "tolerance_change": 0, "max_eval": 1000, "history_size": 50}
     made = torch.optim.LBFGS(model.parameters(), max_iter=10, line_search_fn="strong_wolfe", **options)
     return Gradient(model, made)
 
 
 def by_gradients(kind: Callable[[nn.Module, torch.optim.Optimizer, Any], Any], lr: float = 0.1) -> Builder:
-    """With the optimizer and schedule of train.py's optim=sgd schedule=cosine, and no decay."""
+    """A trainer with the optimizer and schedule of train.py's optim=sgd schedule=cosine, without weight decay."""
 
     def build(model: nn.Module, steps: int) -> Any:
         made = setup.optimizer(Optim("sgd", 0.9, 0.0), model, lr)
@@ -197,8 +206,10 @@ def batches(x: Tensor, y: Tensor, size: int, epoch: int, seed: int) -> Iterator[
 
 
 def train(task: Task, method: Method, seed: int) -> dict[str, Any]:
-    """One run. A row of its curve: (seconds of training; epochs, sweeps over all images, or L-BFGS's evaluations;
-    score on new images, on old ones; MAC's mu). Rows closer than 3 % of the seconds are left out.
+    """One run.
+
+    A row of its curve is (seconds of training; epochs, sweeps over all images, or evaluations of L-BFGS; score on new
+    images; score on training images; mu of MAC). Rows whose seconds differ by less than 3 % are thinned out.
     """
     model, (x, y, new_x, new_y) = prepared(task, method, seed)
     steps = method.epochs * (-(-len(x) // method.batch) if method.batch else 1)
@@ -233,7 +244,7 @@ def train(task: Task, method: Method, seed: int) -> dict[str, Any]:
 
 
 def live_bytes(step: Callable[[], Any], kept: list[Tensor]) -> int:
-    """Bytes of tensors alive at the peak of a step: those ``kept`` before it, and what the allocator adds."""
+    """Bytes of tensors alive at the peak of a step: those ``kept`` before it plus what the allocator adds."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         step()
     events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
@@ -245,7 +256,7 @@ def live_bytes(step: Callable[[], Any], kept: list[Tensor]) -> int:
 
 
 def memory(width: int, batch: int) -> dict[str, float]:
-    """An LPOM step's live bytes over an SGD step's, on 784-width-width-width-10, momentum in both; the second step."""
+    """The ratio of live bytes in the second step of LPOM and SGD, both with momentum, on 784-width-width-width-10."""
     images, labels = torch.rand(batch, 784), torch.randint(10, (batch,))
     result: dict[str, float] = {"width": width, "batch": batch}
     for name, build in (("sgd", sgd(0.01)), ("lpom", None)):
@@ -264,7 +275,7 @@ def memory(width: int, batch: int) -> dict[str, float]:
 
 
 def draw(results: dict[str, Any], name: str, file: Path) -> None:
-    """The curves of a task, of each method's first seed: against seconds, and against passes."""
+    """Plots the curves of a task against seconds and against passes; one curve per method, for its first seed."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -292,7 +303,7 @@ def draw(results: dict[str, Any], name: str, file: Path) -> None:
 
 
 def update(file: Path, change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """Changes the results as they are in the file now, while no other process does."""
+    """Applies a change to the results file under a lock, and returns the results."""
     folder = os.open(file.parent, os.O_RDONLY)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)
@@ -307,7 +318,7 @@ def update(file: Path, change: Callable[[dict[str, Any]], None]) -> dict[str, An
 
 
 def processor() -> str:
-    """The processor's name, else its kind."""
+    """The processor's name, or its architecture if the name is unknown."""
     file = Path("/proc/cpuinfo")
     lines = file.read_text().splitlines() if file.exists() else []
     return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
@@ -318,9 +329,9 @@ def main() -> None:
     parser.add_argument("--tasks", default="*", help="a pattern of tasks, or 'memory'")
     parser.add_argument("--methods", default="*", help="a pattern of methods")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--limit", type=float, help="seconds of training at most, in the place of the task's")
+    parser.add_argument("--limit", type=float, help="maximum seconds of training; by default the task's own")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent.parent / "results")
-    parser.add_argument("--again", action="store_true", help="measure also what is there")
+    parser.add_argument("--again", action="store_true", help="measure existing entries again")
     options = parser.parse_args()
     torch.set_num_threads(1)
     options.results.mkdir(parents=True, exist_ok=True)

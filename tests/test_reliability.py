@@ -225,7 +225,7 @@ def test_images_that_cannot_be_read(tmp_path, unreadable, capsys):
         with pytest.raises(SystemExit) as stopped:
             run.train(parts)
         assert stopped.value.code == 1
-        assert "cannot be read as a image" in capsys.readouterr().out
+        assert "cannot be read as an image" in capsys.readouterr().out
         return
     run.train(parts)
     out = capsys.readouterr().out

@@ -1,6 +1,6 @@
-"""The library of methods, one file per algorithm or close family. No torch here: a method is a plain recurrence.
+"""The library of algorithms, one file per algorithm or family. No torch here: an algorithm is a plain recurrence.
 
-To add an algorithm, add one file with one decorated function; every module of this package is imported by itself.
+To add an algorithm, add a file with one decorated function; all modules of this package are imported automatically.
 """
 
 import importlib

@@ -16,9 +16,10 @@ def admm(T: Operator, x: Iterate, steps: int, *, rho: float = 1.0, P: Operator =
     """x'_{k+1} = P((T(x'_k) + rho (x_k - u_k)) / (1 + rho))
     x_{k+1} = P((T(x_k) + rho (x'_{k+1} + u_k)) / (1 + rho)),  u_{k+1} = u_k + x'_{k+1} - x_{k+1},  u_0 = 0
 
-    min f(x') + f(x) subject to x' = x, both f linearised with a unit proximal term (Gauss-Seidel), u the scaled dual.
-    With rho = 1 it is the published form, whose sums over all iterates are the carried u. It is slower than gradient
-    descent on one smooth f: its use is the two-stream network. Not ``merge_and_run``, which has no dual.
+    Solves min f(x') + f(x) subject to x' = x in Gauss-Seidel order. Both f are linearised with a unit proximal term;
+    u is the scaled dual. rho = 1 is the published form, which writes u as sums over all iterates. On one smooth f the
+    method is slower than gradient descent; it is meant for the two-stream network. ``merge_and_run`` is the variant
+    without a dual.
     """
     prime = x
     u: Iterate | float = 0.0
@@ -47,9 +48,9 @@ def merge_and_run(
 ) -> Iterate | tuple[Iterate, Iterate]:
     """x_{k+1} = P((x_k + y_k) / 2 + step (T(x_k) - x_k)),  y_{k+1} = P((x_k + y_k) / 2 + step (T(y_k) - y_k))
 
-    With step = 1/2 the Jacobi form of ADMM without dual: x_{k+1} = (T(x_k) + y_k) / 2. merged=True ends with
-    P((x + y) / 2 + step (T(x) - x) + step (T(y) - y)), one iterate. With one T and x_0 = y_0 both streams stay equal.
-    As a network with T = id + F: step = 1 is DMRNet (weights 1, 1/2, 1/2).
+    step = 1/2 is the Jacobi form of ADMM without a dual: x_{k+1} = (T(x_k) + y_k) / 2. With merged=True the last
+    iteration returns a single iterate, P((x + y) / 2 + step (T(x) - x) + step (T(y) - y)). If all calls share one T and
+    x_0 = y_0, both streams stay equal. As a network with T = id + F: step = 1 is DMRNet (weights 1, 1/2, 1/2).
     """
     for k in range(steps):
         if merged and k == steps - 1:
@@ -75,12 +76,15 @@ def alternating_direction(
 
     x_1 = argmin f_1(x) + beta_k/2 |A_1 x - (b - A_2 x_2 - lambda/beta_k)|^2, then x_2 likewise with the new x_1,
     lambda = lambda + beta_k (A_1 x_1 + A_2 x_2 - b), beta_{k+1} = min(growth beta_k, beta_max). Lin 2019, 'Alternating
-    Direction Method'; Lin, Liu, Su 2011. No network: its inner problems are the caller's.
+    Direction Method'; Lin, Liu, Su 2011. It cannot become a network, because the caller solves its inner problems.
 
     Args:
         solve_1, solve_2: (v, beta) -> argmin_x f_i(x) + beta/2 |A_i x - v|^2.
         A_1, A_2: the linear maps.
-        x_2: where to start; lambda starts at 0.
+        b: the right-hand side of the constraint.
+        x_2: the starting point; lambda starts at 0.
+        steps: the number of iterations.
+        beta, growth, beta_max: the penalty, its growth factor per iteration, and its maximum.
 
     Returns:
         x_1, x_2 and the multiplier lambda.

@@ -1,4 +1,4 @@
-"""Gradient descent and its averaged and silver forms. Pure recurrences: no torch, no layers."""
+"""Gradient descent, its averaged form, and its silver steps. Pure recurrences: no torch, no layers."""
 
 from math import sqrt
 
@@ -23,8 +23,8 @@ from optnet.language.theorems import Theorem
 def gradient_descent(T: Operator, x: Iterate, steps: int, *, step: float = 1.0, P: Operator = identity) -> Iterate:
     """x_{k+1} = P(x_k + step (T(x_k) - x_k)); with step = 1, P(T(x_k)), which has no coefficient
 
-    Also called: steepest descent, Picard iteration; with P a projection, projected gradient.
-    As a network: a plain CNN (T the layer), or ResNet (T = id + F).
+    Also called steepest descent or Picard iteration; if P is a projection, projected gradient.
+    As a network: a plain CNN (T is the layer) or a ResNet (T = id + F).
     """
     for _ in range(steps):
         x = P(T(x)) if step == 1 else P(x + step * (T(x) - x))
@@ -45,7 +45,7 @@ def gradient_descent(T: Operator, x: Iterate, steps: int, *, step: float = 1.0, 
 def krasnoselskii_mann(T: Operator, x: Iterate, steps: int, *, relax: float = 0.5, P: Operator = identity) -> Iterate:
     """x_{k+1} = P((1 - relax) x_k + relax T(x_k))
 
-    Safe for every nonexpansive T at 0 < relax < 1: relax (1 - relax) (k + 1) |x_k - T(x_k)|^2 <= |x_0 - x*|^2.
+    For 0 < relax < 1 and every nonexpansive T: relax (1 - relax) (k + 1) |x_k - T(x_k)|^2 <= |x_0 - x*|^2.
     """
     for _ in range(steps):
         x = P((1 - relax) * x + relax * T(x))
@@ -53,7 +53,7 @@ def krasnoselskii_mann(T: Operator, x: Iterate, steps: int, *, relax: float = 0.
 
 
 def silver_step(k: int) -> float:
-    """1 + r^(v(k) - 1), r = 1 + sqrt 2, v(k) the exponent of 2 in k = 1, 2, ...: sqrt 2, 2, sqrt 2, 2 + sqrt 2, ..."""
+    """1 + r^(v(k) - 1), where r = 1 + sqrt 2 and 2^v(k) divides k exactly: sqrt 2, 2, sqrt 2, 2 + sqrt 2, ..."""
     return 1 + (1 + sqrt(2)) ** ((k & -k).bit_length() - 2)
 
 
@@ -71,8 +71,8 @@ def silver_step(k: int) -> float:
 def silver(T: Operator, x: Iterate, steps: int, *, P: Operator = identity) -> Iterate:
     """x_{k} = P(x_{k-1} + s_k (T(x_{k-1}) - x_{k-1})),  s_k = 1 + r^(v(k) - 1), r = 1 + sqrt 2, k = 1, 2, ...
 
-    O(k^-1.27) without memory: the steps alone do it, and some of them are longer than 2.
-    v(k) is the exponent of 2 in k. x_{k+1} follows from x_k alone.
+    v(k) is the exponent of 2 in k. The rate O(k^-1.27) needs no memory of earlier iterates: it comes from the step
+    sizes alone, some of which are larger than 2. x_{k+1} depends only on x_k.
     """
     for k in range(1, steps + 1):
         x = P(x + silver_step(k) * (T(x) - x))

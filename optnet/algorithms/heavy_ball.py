@@ -1,4 +1,4 @@
-"""Heavy ball and its relatives with one step of memory. Pure recurrences: no torch, no layers."""
+"""Heavy ball and its relatives that remember one earlier iterate. Pure recurrences: no torch, no layers."""
 
 from math import sqrt
 
@@ -8,7 +8,7 @@ from optnet.language.theorems import Theorem
 
 
 def _tuned(mu: float, L: float) -> dict[str, float]:
-    """Polyak's constants, for steps of T = id - grad f / L."""
+    """Polyak's constants for T = id - grad f / L."""
     s = sqrt(mu / L)
     return {"step": 4 / (1 + s) ** 2, "beta": ((1 - s) / (1 + s)) ** 2}
 
@@ -37,15 +37,15 @@ def heavy_ball(
 ) -> Iterate:
     """x_{k+1} = P(x_k + step (T(x_k) - x_k) + beta (x_k - x_{k-1})),  x_{-1} = x_0
 
-    Also called: gradient descent with (classical) momentum. Not Nesterov's method, which moves before it calls T.
-    As a network: HB-Net; beta = 0 is ResNet (T = id + F), step = 1 - gamma and beta = gamma is Momentum ResNet.
+    Also called gradient descent with (classical) momentum. Nesterov's method differs: it extrapolates before calling T.
+    As a network: HB-Net. beta = 0 is ResNet (T = id + F); step = 1 - gamma and beta = gamma is Momentum ResNet.
 
     On a quadratic with spectrum in [mu, L] Polyak's constants give the spectral radius r = (1 - sqrt q) / (1 + sqrt q).
-    The error itself is not below r^k, as it is often printed: for an eigenvalue with roots r e^{+-i t} the error is
-    e_k = r^k (U_k(cos t) - r U_{k-1}(cos t)), U_k the Chebyshev polynomials of the second kind (e_0 = e_{-1} = 1 gives
-    e_1 = 2 r cos t - r^2). As |U_k| <= k + 1, |e_k| <= (k + 1 + r k) r^k = (1 + c k) r^k with c = 1 + r,
-    attained at the eigenvalue L.
-    For convex f that are not quadratic these constants promise nothing: the method may cycle (Lessard et al. 2016).
+    The error is often said to be at most r^k, but it is larger. For an eigenvalue with roots r e^{+-i t} the error is
+    e_k = r^k (U_k(cos t) - r U_{k-1}(cos t)), with U_k the Chebyshev polynomials of the second kind (e_0 = e_{-1} = 1
+    gives e_1 = 2 r cos t - r^2). As |U_k| <= k + 1, it follows that |e_k| <= (k + 1 + r k) r^k = (1 + c k) r^k with
+    c = 1 + r; the bound is attained at the eigenvalue L.
+    For convex f that are not quadratic, these constants guarantee nothing: the method may cycle (Lessard et al. 2016).
     """
     previous = x
     for _ in range(steps):
@@ -82,7 +82,8 @@ def heavy_ball_convex(T: Operator, x: Iterate, steps: int, *, step: float = 1.0,
 def momentum_residual(T: Operator, x: Iterate, steps: int, *, gamma: float = 0.9, P: Operator = identity) -> Iterate:
     """x_{k+1} = P(x_k + (1 - gamma) (T(x_k) - x_k) + gamma (x_k - x_{k-1})),  x_{-1} = x_0
 
-    Heavy ball with step = 1 - gamma, beta = gamma; with T = id + F the Momentum ResNet, v = gamma v + (1 - gamma) F(x).
+    This is heavy ball with step = 1 - gamma and beta = gamma. With T = id + F it is the Momentum ResNet,
+    v = gamma v + (1 - gamma) F(x).
     """
     previous = x
     for _ in range(steps):
@@ -109,9 +110,9 @@ def linear_multistep(T: Operator, x: Iterate, steps: int, *, k: float = -0.1, P:
 
 @algorithm(reference="Bashforth and Adams 1883; gradient flow by the two-step method", aliases=("ab2",))
 def adams_bashforth(T: Operator, x: Iterate, steps: int, *, h: float = 0.5, P: Operator = identity) -> Iterate:
-    """x_{k+1} = P(x_k + h (3/2 (T(x_k) - x_k) - 1/2 (T(x_{k-1}) - x_{k-1}))),  the first step Euler's
+    """x_{k+1} = P(x_k + h (3/2 (T(x_k) - x_k) - 1/2 (T(x_{k-1}) - x_{k-1}))); the first iteration is Euler's
 
-    The gradient flow x' = T(x) - x integrated with step h; stable for h < 1 on a spectrum in [0, 1].
+    It integrates the gradient flow x' = T(x) - x with step size h. It is stable for h < 1 on a spectrum in [0, 1].
     """
     slope = previous = T(x) - x
     for k in range(steps):

@@ -1,4 +1,4 @@
-"""Nesterov's accelerated gradient, in its short and in its dense form. Pure recurrences: no torch, no layers."""
+"""Nesterov's accelerated gradient in its short and its dense form. Pure recurrences: no torch, no layers."""
 
 from functools import reduce
 from math import sqrt
@@ -37,8 +37,8 @@ def momentum(steps: int) -> list[float]:
 def nesterov(T: Operator, x: Iterate, steps: int, *, beta: float | None = None, P: Operator = identity) -> Iterate:
     """y_k = x_k + beta_k (x_k - x_{k-1}),  x_{k+1} = P(T(y_k)),  x_{-1} = x_0
 
-    beta is a constant (strongly convex f: (1 - sqrt q) / (1 + sqrt q), q = mu/L), or by default Nesterov's sequence
-    beta_k = (t_{k-1} - 1) / t_k with beta_0 = beta_1 = 0: the first two calls of T have no momentum.
+    By default beta_k is Nesterov's sequence (t_{k-1} - 1) / t_k with beta_0 = beta_1 = 0, so the first two calls of T
+    have no momentum. A number makes beta constant; (1 - sqrt q) / (1 + sqrt q), q = mu/L, suits strongly convex f.
     As a network with T = id + F: beta = 0 is ResNet.
     """
     betas = [0.0, *momentum(steps)] if beta is None else [beta] * steps
@@ -50,7 +50,7 @@ def nesterov(T: Operator, x: Iterate, steps: int, *, beta: float | None = None, 
 
 
 def dense_weights(steps: int) -> list[list[float]]:
-    """h_{k+1,j} of the dense form, rows k = 0, 1, ...: the weight of the gradient at x_j in step k.
+    """h_{k+1,j} of the dense form, rows k = 0, 1, ...: the weight of the gradient at x_j in iteration k.
 
     h_{k+1,k} = 1 + beta_{k+1}, h_{k+1,k-1} = beta_{k+1} (h_{k,k-1} - 1), h_{k+1,j} = beta_{k+1} h_{k,j} for j <= k-2
     First rows: 1; 0, 1.2818; 0, 0.1223, 1.4340 (the first row's beta is 0, so it is 1). Drori and Teboulle 2014.
@@ -83,10 +83,10 @@ def nesterov_dense(
 ) -> Iterate | tuple[Iterate, ...]:
     """x_{k+1} = P(sum_{j<=k} h_{k+1,j} T(x_j)) + x_k - sum_{j<=k} h_{k+1,j} x_j,  T fresh at every use
 
-    The x_k are the extrapolated points of ``nesterov``: T(x_k) here is x_{k+1} there. With P = identity this is the
-    method; P is here for the second half of a layer (DenseNet-BC) and acts on the operators' sum alone.
-    alpha replaces every h on a T(x_j), beta every weight of an x_j; skips=False leaves the x_j out.
-    As a network: AGD-Net; alpha = 1, beta = 0 with all iterates concatenated is DenseNet.
+    The x_k are the extrapolated points of ``nesterov``: T(x_k) here is x_{k+1} there. With P = identity this is
+    Nesterov's method. P exists for the second half of a layer (DenseNet-BC) and acts only on the sum of the operators.
+    alpha replaces every weight of a T(x_j), beta every weight of an x_j; skips=False leaves the x_j out.
+    As a network: AGD-Net. alpha = 1 and beta = 0 with all iterates concatenated is DenseNet.
     """
     xs = [x]
     for k, h in enumerate(dense_weights(steps)):

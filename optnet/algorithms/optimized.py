@@ -11,7 +11,7 @@ from optnet.language.theorems import Theorem
 
 
 def thetas(steps: int) -> list[float]:
-    """theta_0 = 1, theta_{i+1} = (1 + sqrt(1 + 4 theta_i^2)) / 2, but the last with 8 in the place of 4."""
+    """theta_0 = 1, theta_{i+1} = (1 + sqrt(1 + 4 theta_i^2)) / 2; the last one has 8 instead of 4."""
     theta = [1.0]
     for i in range(steps):
         theta.append((1 + sqrt(1 + (8 if i == steps - 1 else 4) * theta[-1] ** 2)) / 2)
@@ -34,7 +34,7 @@ def optimized_gradient(T: Operator, x: Iterate, steps: int) -> Iterate:
     """y_{k+1} = T(x_k)
     x_{k+1} = y_{k+1} + (theta_k - 1) / theta_{k+1} (y_{k+1} - y_k) + theta_k / theta_{k+1} (y_{k+1} - x_k),  y_0 = x_0
 
-    Needs the number of steps beforehand: the last theta is another one.
+    The number of iterations must be known in advance, because the last theta differs.
     """
     theta = thetas(steps)
     y = x
@@ -62,7 +62,7 @@ def optimized_gradient_norm(T: Operator, x: Iterate, steps: int) -> Iterate:
     """y_{k+1} = T(x_k),  x_{k+1} = y_{k+1} + a_k (y_{k+1} - y_k) + b_k (y_{k+1} - x_k),  y_0 = x_0
     a_k = (s_k - 1) (2 s_{k+1} - 1) / (s_k (2 s_k - 1)),  b_k = (2 s_{k+1} - 1) / (2 s_k - 1),  s_k = theta_{N-k}
 
-    The twin of ``optimized_gradient`` for the size of the gradient: its table is the other one's anti-transpose.
+    The counterpart of ``optimized_gradient`` for the gradient norm: its table is the anti-transpose of that method's.
     """
     s = thetas(steps)[::-1]
     y = x
@@ -88,7 +88,7 @@ def optimized_gradient_norm(T: Operator, x: Iterate, steps: int) -> Iterate:
 )
 def triple_momentum(T: Operator, x: Iterate, steps: int, *, q: float = 0.1) -> Iterate:
     """z_{k+1} = (1 + b) z_k - b z_{k-1} + a (T(y_k) - y_k),  y_k = (1 + c) z_k - c z_{k-1},  z_{-1} = z_0 = x_0
-    x_k = (1 + d) z_k - d z_{k-1} is returned; x_{k+1} follows
+    The method returns x_k = (1 + d) z_k - d z_{k-1}; x_{k+1} is obtained in the same way.
 
     r = 1 - sqrt q, a = 1 + r, b = r^2 / (2 - r), c = r^2 / ((1 + r) (2 - r)), d = r^2 / (1 - r^2), q = mu / L.
     """
@@ -158,8 +158,8 @@ def _chebyshev(k: int, mu: float, L: float) -> float:
 def chebyshev(T: Operator, x: Iterate, steps: int, *, q: float = 0.1, P: Operator = identity) -> Iterate:
     """x_{k+1} = P(w_{k+1} (x_k + 2 / (1 + q) (T(x_k) - x_k) - x_{k-1}) + x_{k-1}),  x_{-1} = x_0
 
-    w_1 = 1, then w_{k+1} = 1 / (1 - s^2 w_k / 4) with w_1 = 2 in it, s = (1 - q) / (1 + q). Its limit is Polyak's
-    heavy ball.
+    w_1 = 1 and w_{k+1} = 1 / (1 - s^2 w_k / 4) with s = (1 - q) / (1 + q); w_2 is computed with 2 in place of w_1.
+    The limit of the recurrence is Polyak's heavy ball.
     """
     s, w = (1 - q) / (1 + q), 1.0
     previous = x
@@ -183,7 +183,8 @@ def chebyshev(T: Operator, x: Iterate, steps: int, *, q: float = 0.1, P: Operato
 def halpern(T: Operator, x: Iterate, steps: int, *, P: Operator = identity) -> Iterate:
     """x_{k+1} = P(x_0 / (k + 2) + (k + 1) / (k + 2) T(x_k))
 
-    |x_k - T(x_k)| <= 2 |x_0 - x*| / (k + 1) for every nonexpansive T. As a network: a decaying skip from the input.
+    |x_k - T(x_k)| <= 2 |x_0 - x*| / (k + 1) for every nonexpansive T. As a network: a skip connection from the input
+    whose weight decays.
     """
     start = x
     for k in range(steps):

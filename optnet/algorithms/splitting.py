@@ -1,4 +1,4 @@
-"""Methods with two operators: a gradient step G and a proximal step P, or two proximal steps. No torch, no layers."""
+"""Methods with several operators, such as a gradient step G and a proximal step P. No torch, no layers."""
 
 from optnet.algorithms.nesterov import momentum
 from optnet.language.declaration import NetworkDefaults, algorithm
@@ -23,7 +23,7 @@ _RECONSTRUCTION = "its operators belong to a measurement, not to a classifier; u
 def ista(G: Operator, P: Operator, x: Iterate, steps: int, *, relax: float = 1.0) -> Iterate:
     """x_{k+1} = (1 - relax) x_k + relax P(G(x_k)),  G = id - step grad f, P = prox of step g
 
-    Minimises f + g. Also called: proximal gradient, forward-backward splitting, iterative shrinkage-thresholding.
+    Minimises f + g. Also called proximal gradient, forward-backward splitting or iterative shrinkage-thresholding.
     """
     for _ in range(steps):
         x = P(G(x)) if relax == 1 else (1 - relax) * x + relax * P(G(x))
@@ -81,9 +81,9 @@ def splitting_admm(
     """x_{k+1} = (G(x_k) + rho (z_k - u_k)) / (1 + rho),  v = relax x_{k+1} + (1 - relax) z_k
     z_{k+1} = P(v + u_k),  u_{k+1} = u_k + v - z_{k+1},  z_0 = x_0, u_0 = 0; z_N is returned
 
-    min f(x) + g(z) subject to x = z with penalty rho (in units of 1/step), f linearised with a proximal term:
+    Solves min f(x) + g(z) subject to x = z with penalty rho (in units of 1/step). f is linearised with a proximal term:
     G = id - step grad f, P = prox of (step / rho) g. 1 < relax < 2 over-relaxes.
-    (At rho = 1 the last but one P has weight 0 in the result.)
+    (At rho = 1 the last call of P but one has weight 0 in the result.)
     """
     z: Iterate = x
     u: Iterate | float = 0.0
@@ -114,8 +114,8 @@ def pdhg(
 ) -> tuple[Iterate, Iterate]:
     """x_{k+1} = P(x_k - tau K' y_k),  y_{k+1} = Q(y_k + sigma K (2 x_{k+1} - x_k))
 
-    min_x max_y <K x, y> + f(x) - g*(y); P = prox of tau f, Q = prox of sigma g*, Kt the adjoint of K;
-    converges for tau sigma |K|^2 <= 1.
+    Solves min_x max_y <K x, y> + f(x) - g*(y). P = prox of tau f, Q = prox of sigma g*, Kt is the adjoint K' of K.
+    Converges for tau sigma |K|^2 <= 1.
     """
     for _ in range(steps):
         x, previous = P(x - tau * Kt(y)), x

@@ -1,4 +1,4 @@
-"""What an algorithm is worth before training, from its traced program alone. Needs no torch, no layers, no data."""
+"""Judges an algorithm before training, from its traced program: rates, stability, worst cases. No torch, no data."""
 
 from optnet.analysis.diagnosis import Diagnosis, amplification, canonical_table, diagnose, growth, nearest, sum_rule
 from optnet.analysis.quadratics import (

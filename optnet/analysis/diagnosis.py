@@ -1,4 +1,4 @@
-"""Whether a program, textbook or learned, is consistent, stable and bounded, and which method is nearest to it."""
+"""Tells whether a program (textbook or learned) is consistent, stable and bounded, and which method is nearest."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from optnet.language.tracing import trace
 
 
 def sum_rule(program: Program) -> float:
-    """How far the results are from 1 if T(1) = 1: 0 for a consistent method, whose fixed points are T's."""
+    """How far the results are from 1 if T(1) = 1: 0 for a consistent method, whose fixed points are those of T."""
     values = run_on_scalars(program, np.ones(1))
     return max(float(abs(values[result][0] - 1)) for result in program.results)
 
 
 def amplification(program: Program) -> float:
-    """The largest effect on a result of a disturbance of any value, with T = id (zero-stability of the recurrence)."""
+    """The largest factor by which a perturbation of any value reaches a result, with T = id (zero-stability)."""
     effect: dict[str, float] = {}
     worst = 0.0
     for result in program.results:
@@ -37,9 +37,9 @@ def amplification(program: Program) -> float:
 
 
 def growth(program: Program) -> list[float]:
-    """The size of every operator's argument, and last of the results, for random operators, from starts of size 1.
+    """The norm of the argument of every call, and last of the results, for random operators and starts of norm 1.
 
-    A random operator keeps the size of what it gets and turns it into a direction of its own (the residual F as well).
+    A random operator (also a residual F) keeps the norm of its argument and maps it to a new orthogonal direction.
     """
     directions = np.eye(sum(1 for _ in program.applies) + 1)
     sizes: list[float] = []
@@ -53,9 +53,10 @@ def growth(program: Program) -> list[float]:
 
 
 def canonical_table(program: Program) -> Array:
-    """Rows: what every call of the main operator, and the result, is made of; columns: starts, then calls (as maps).
+    """The weights of starts and earlier calls in the argument of every call of the main operator, and in the result.
 
-    Two programs with the same table are the same method, however they are written and read.
+    A row per call, and one for the result; a column per start, then one per call, in the map reading. Two programs with
+    the same table are the same method, whatever their text and reading.
     """
     calls = program.calls(program.main)
     column = {call.value: len(program.starts) + i for i, call in enumerate(calls)}
@@ -73,10 +74,10 @@ def canonical_table(program: Program) -> Array:
 
 
 def nearest(program: Program) -> tuple[str, float]:
-    """The method of the library whose table is nearest (root mean square over the table).
+    """The method of the library with the nearest table, and its distance (root mean square over the table).
 
-    Every method is taken at its default constants, the program's own algorithm at the program's.
-    ('', inf) if no method calls its operator as often.
+    Every method has its default constants; the program's own algorithm has the constants of the program.
+    The result is ('', inf) if no method calls its operator the same number of times.
     """
     table = canonical_table(program)
     best = ("", np.inf)
@@ -97,7 +98,7 @@ def nearest(program: Program) -> tuple[str, float]:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What ``diagnose`` found, and what it means in a sentence each."""
+    """The result of ``diagnose``, with a sentence for each finding."""
 
     consistent: bool
     stable: bool
@@ -107,7 +108,7 @@ class Diagnosis:
 
 
 def diagnose(program: Program) -> Diagnosis:
-    """Whether a program, textbook or learned, is consistent, zero-stable, and of bounded activations."""
+    """Tells whether a program (textbook or learned) is consistent and zero-stable, and keeps activations bounded."""
     off = sum_rule(program)
     depth = max(1, len(program.calls(program.main)))
     amplified, sizes = amplification(program), growth(program)

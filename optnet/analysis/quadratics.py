@@ -1,4 +1,4 @@
-"""Errors on quadratics, and what a theorem promises there: a program's result is a polynomial in lambda."""
+"""Errors on quadratics, where a program's result is a polynomial in lambda, and a check of theorems against them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Method = str | Callable[..., Any] | Algorithm
 
 
 def error_polynomial(program: Program, mu: float, L: float) -> chebyshev.Chebyshev:
-    """The error of the program's last result as a polynomial in lambda on [mu, L], from a start of error 1."""
+    """The error of the program's last result, as a polynomial in lambda on [mu, L], for a start of error 1."""
     degree = len(program.calls(program.main))
     nodes = np.cos(np.pi * (np.arange(degree + 1) + 0.5) / (degree + 1))
     lam = mu + (L - mu) * (nodes + 1) / 2
@@ -29,7 +29,7 @@ def error_polynomial(program: Program, mu: float, L: float) -> chebyshev.Chebysh
 
 
 def worst_error(program: Program, mu: float, L: float) -> float:
-    """max over lambda in [mu, L] of |error|: at an end of the spectrum or a root of the polynomial's derivative."""
+    """max over lambda in [mu, L] of |error|, attained at an end or at a root of the polynomial's derivative."""
     polynomial = error_polynomial(program, mu, L)
     candidates = np.array([mu, L])
     if polynomial.degree() > 1:
@@ -41,17 +41,17 @@ def worst_error(program: Program, mu: float, L: float) -> float:
 
 
 def constants_for(method: Algorithm, mu: float, L: float, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The constants that the algorithm recommends for (mu, L), with the given ones on top."""
+    """The constants that the algorithm recommends for (mu, L), overridden by the given ones."""
     return {**(method.tuned(mu, L) if method.tuned is not None and mu > 0 else {}), **(given or {})}
 
 
 def errors(
     method: Method, mu: float, L: float, steps: int, *, constants: Mapping[str, Any] | None = None, **more: Any
 ) -> list[float]:
-    """The worst error over all quadratics with spectrum in [mu, L] after 1, 2, ... steps, from a start of error 1.
+    """The worst error over all quadratics with spectrum in [mu, L] after 1, 2, ... iterations, for a start of error 1.
 
-    Constants that are not given are the algorithm's recommended ones. A method that needs to know its number of steps
-    is run anew for every number.
+    Constants that are not given have their recommended values. Every number of iterations is a separate run, because
+    some methods depend on the total number.
     """
     check_range(mu, L)
     algorithm = find_algorithm(method)
@@ -60,7 +60,10 @@ def errors(
 
 
 def quadratic_metric(program: Program, mu: float, L: float, metric: str, initial: str) -> float:
-    """The worst metric / initial over quadratics with one eigenvalue of 2,000 in [mu, L]; both as in ``Theorem``."""
+    """The worst ratio metric / initial over quadratics with a single eigenvalue, for 2,000 eigenvalues in [mu, L].
+
+    ``metric`` and ``initial`` are those of ``Theorem``.
+    """
     lam = np.geomspace(mu, L, 2000)
     error = run_on_scalars(program, 1 - lam / L)[program.results[-1]] ** 2
     scale = {"distance": np.ones_like(lam), "gap": lam / 2, "gradient": lam**2}
@@ -68,10 +71,10 @@ def quadratic_metric(program: Program, mu: float, L: float, metric: str, initial
 
 
 def theorem_margin(method: Method, mu: float, L: float, steps: int) -> float | None:
-    """The largest (measured on quadratics) / (promised) over all steps that the algorithm's theorem speaks of.
+    """The largest ratio of the measured value on quadratics to the bound, over all iterations that the theorem covers.
 
-    At most 1 if the theorem holds; None if there is no theorem. A quadratic is convex, so this can refute a theorem on
-    convex functions, not prove it: see ``worst_case``.
+    It is at most 1 if the theorem holds on quadratics, and None if there is no theorem. Quadratics are convex, so this
+    can refute a theorem on convex functions, but not prove it: see ``worst_case``.
     """
     check_range(mu, L)
     algorithm = find_algorithm(method)

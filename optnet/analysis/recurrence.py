@@ -1,4 +1,4 @@
-"""A stationary method as one linear map of its live values, and the factor by which it converges."""
+"""A stationary method as a linear map of its live values, and its convergence factor."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from optnet.language.program import Apply, Program
 from optnet.language.tracing import all_constants, trace
 
 DEPTH = 13
-"""Iterations that are traced; those in the middle are compared."""
+"""Number of traced iterations; those in the middle are compared."""
 
 
 @dataclass(frozen=True)
 class Recurrence:
-    """A stationary method as a linear map of its live values: ``matrix(w)`` carries them over one iteration."""
+    """A stationary method as a linear map of its live values: ``matrix(w)`` applies one iteration to them."""
 
     program: Program
     first: int
@@ -41,7 +41,7 @@ class Recurrence:
 def recurrence(
     method: Method, reading: str = "map", *, constants: Mapping[str, Any] | None = None, **more: Any
 ) -> Recurrence | None:
-    """The method's linear recurrence, or None if its coefficients or its memory change from step to step."""
+    """The method's linear recurrence, or None if its coefficients or its memory change between iterations."""
     algorithm = find_algorithm(method)
     given = all_constants(algorithm, constants, more)
     program = trace(algorithm, steps=DEPTH, reading=reading, constants=given)
@@ -66,9 +66,9 @@ def _cut(program: Program, iteration: int) -> tuple[int, tuple[str, ...]]:
 def convergence_factor(
     method: Method, mu: float, L: float, *, constants: Mapping[str, Any] | None = None, **more: Any
 ) -> float | None:
-    """The asymptotic factor per step on quadratics: the largest spectral radius over lambda in [mu, L].
+    """The asymptotic factor per iteration on quadratics: the largest spectral radius over lambda in [mu, L].
 
-    None if the method is not stationary; see ``errors`` then.
+    None if the method is not stationary; use ``errors`` instead.
     """
     check_range(mu, L)
     algorithm = find_algorithm(method)

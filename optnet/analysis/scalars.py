@@ -1,7 +1,7 @@
-"""A program run on numbers: what a call does to the error along an eigenvector. Judges nothing.
+"""Runs a program on numbers, the errors along eigenvectors of a quadratic. Judges nothing.
 
-On a quadratic with spectrum in [mu, L] the map T = id - grad f / L acts on the error along an eigenvector as
-multiplication by w = 1 - lambda / L. Every operator but the main one is taken as the identity.
+On a quadratic with spectrum in [mu, L], the map T = id - grad f / L multiplies the error along an eigenvector by
+w = 1 - lambda / L. Every operator other than the main one is the identity.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def check_range(mu: float, L: float) -> None:
 
 
 def run_on_scalars(program: Program, w: Array) -> dict[str, Array]:
-    """Every value, from starts of 1, where the main operator multiplies by ``w`` and the others do nothing."""
+    """Every value of the program for starts of 1. The main operator multiplies by ``w``, the others by 1."""
     starts = {name: np.ones(np.shape(w)) for name in program.starts}
     return interpret(program.instructions, starts, lambda call, x: factor(program, call, w) * x)
 
@@ -32,9 +32,9 @@ def run_on_scalars(program: Program, w: Array) -> dict[str, Array]:
 def interpret(
     instructions: Iterable[Instruction], values: dict[str, Array], apply: Callable[[Apply, Array], Array]
 ) -> dict[str, Array]:
-    """Runs instructions on arrays: sums as they stand, calls as ``apply(call, argument)`` says.
+    """Runs instructions on arrays: sums are computed, calls are passed to ``apply(call, argument)``.
 
-    Returns ``values``, filled.
+    Every result is added to ``values``, which is returned.
     """
     for one in instructions:
         if isinstance(one, Apply):
@@ -48,7 +48,7 @@ def interpret(
 
 
 def factor(program: Program, call: Apply, w: Array | float) -> Array | float:
-    """What a call multiplies its argument by: the main operator by ``w``, the others by 1; a residual F by 1 less."""
+    """The factor of a call: ``w`` for the main operator, 1 for the others, and 1 less in the residual reading."""
     return (w if call.operator == program.main else 1.0) - is_residual(program, call)
 
 

@@ -26,9 +26,9 @@ def worst_case(
 ) -> float:
     """The exact worst case over all L-smooth, mu-strongly convex functions: metric(x_N) <= value * initial.
 
-    The algorithm's own function runs on the points of PEPit (Goujaud et al. 2024; Drori and Teboulle 2014; Taylor,
-    Hendrickx, Glineur 2017), which turns the question into a semidefinite program. Operators but the first are the
-    identity; all starting points are one. Constants that are not given are the function's defaults.
+    The algorithm's function runs on PEPit's points, and PEPit solves the resulting semidefinite program (Goujaud et al.
+    2024; Drori and Teboulle 2014; Taylor, Hendrickx, Glineur 2017). The first operator is id - grad f / L, all others
+    are the identity. All starting points are equal. Constants that are not given have their default values.
 
     Args:
         metric: ``gap`` f(x_N) - f*, ``distance`` |x_N - x*|^2, or ``gradient`` |grad f(x_N)|^2.
@@ -39,7 +39,7 @@ def worst_case(
 
     Raises:
         RequestError: PEPit is not installed, or an argument is unknown.
-        AlgorithmError: the algorithm returns several points, or cannot run on points.
+        AlgorithmError: the algorithm returns several points, or it cannot run on points.
     """
     check_range(mu, L)
     if metric not in METRICS or initial not in INITIAL:

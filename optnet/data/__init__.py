@@ -1,4 +1,4 @@
-"""Data sets and batches, thin over torchvision."""
+"""Data sets and loaders: a thin layer over torchvision."""
 
 from optnet.data.datasets import AUGMENTATIONS, DATA_SETS, SPLITS, DataSet, load
 from optnet.data.loading import FileLoader, Loader, TensorLoader

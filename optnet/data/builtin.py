@@ -1,4 +1,4 @@
-"""Data sets that need no files: scikit-learn's digits, and made-up images of any shape."""
+"""Data sets that need no files: scikit-learn's digits, and synthetic images of any size."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ DIGITS = tuple(map(str, range(10)))
 
 
 def digits() -> Source:
-    """1,797 digits of 8x8 pixels that come with scikit-learn; every fifth one, in a fixed order, is a test image."""
+    """The 1,797 digits of 8x8 pixels that come with scikit-learn. In a fixed order, every fifth one is a test image."""
     from sklearn.datasets import load_digits
 
     found = load_digits()
@@ -23,9 +23,9 @@ def digits() -> Source:
 
 
 def synthetic(size: int, classes: int, images: int) -> Source:
-    """Colour images of ``size`` x ``size`` pixels: each class a pattern of its own (4x4 random colours), with noise.
+    """Colour images of ``size`` x ``size`` pixels. Each class is one pattern of 4x4 random colours; noise is added.
 
-    For trying out a recipe without its data. The images are the same in every run; a fifth of them is the test split.
+    Use it to try a recipe without its data. The images are the same in every run. A fifth of them is the test split.
     """
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(images) % classes

@@ -1,4 +1,4 @@
-"""Data sets by name: how they are split, normalised and augmented. Makes no batches and no models."""
+"""Data sets by name: splits, normalisation and augmentation. Makes no batches and no models."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ from optnet.data.published import PUBLISHED
 from optnet.errors import DataError
 
 AUGMENTATIONS = ("none", "shift", "crop_flip", "zoom_flip")
-"""Of the training images: nothing; moved by up to 1 pixel; moved by up to 4, and mirrored (of files: at least 0.35 of
-the area, and mirrored); at least 0.08 of the area, and mirrored, as usual for ImageNet (Szegedy et al. 2015)."""
+"""The augmentations of training images. ``none``: no augmentation. ``shift``: pad by 1 pixel and crop at random.
+``crop_flip``: pad by 4 pixels, crop at random, flip at random; for images in files, a random resized crop of at least
+0.35 of the area instead. ``zoom_flip``: the same with at least 0.08 of the area, as is usual for ImageNet (Szegedy et
+al. 2015)."""
 DATA_SETS = ("digits", *PUBLISHED, "imagenet", "folder", "synthetic")
 _PADDING = {"none": 0, "shift": 1, "crop_flip": 4}
 SPLITS = ("train", "validation", "test")
@@ -29,7 +31,7 @@ SPLITS = ("train", "validation", "test")
 class DataSet:
     """A data set with its three splits; ``shape`` is (channels, height, width) of one image.
 
-    ``crop`` is the part of a file's short side that evaluation looks at, in its middle.
+    ``crop`` is the side of the centre crop in evaluation, as a fraction of the short side; only for images in files.
     """
 
     name: str
@@ -61,13 +63,13 @@ class DataSet:
         skip: bool = False,
         transform: Callable[[Any], Tensor] | None = None,
     ) -> Loader:
-        """Batches of one split; shuffled and augmented if ``training``.
+        """The loader of one split. It shuffles and augments if ``training``.
 
-        Of images in files, ``skip`` leaves out those that cannot be read, and ``transform`` takes the place of the
-        data set's own.
+        For images in files, ``skip`` leaves out those that cannot be read, and ``transform`` replaces the data set's
+        own transform.
 
         Raises:
-            DataError: the split is empty, or ``augment`` is for images in files.
+            DataError: the split is empty, or ``augment`` works only for images in files.
         """
         examples: Examples = getattr(self, split)
         if not len(examples):
@@ -119,17 +121,18 @@ def load(
 
     Args:
         name: one of ``DATA_SETS``.
-        root: the folder of the data sets, laid out as torchvision does; for ``imagenet`` and ``folder`` the one with
-            the class folders, or with train, val and test above them.
-        validation: the part of the training images held out, drawn by ``seed``, if there is no such split already.
-            The test split never depends on it.
-        size: height and width of a class folder's or of synthetic images, in pixels.
-        crop: the part of a file's short side that evaluation looks at, in its middle.
-        classes, images: how many synthetic ones.
-        limit: at most so many images of each split, the same ones in every run.
-        verify: compare the files' checksums with the published ones.
-        download: fetch missing files.
-        training: whether there must be training images.
+        root: the folder of the data sets, in torchvision's layout; for ``imagenet`` and ``folder``, the folder that has
+            the class folders, or train, val and test with the class folders below them.
+        validation: the fraction of the training images that is held out, drawn with ``seed``, if the data set has no
+            validation split. The test split never depends on it.
+        seed: the seed of the validation split.
+        size: height and width in pixels, for images in files and synthetic images.
+        crop: the side of the centre crop in evaluation, as a fraction of the short side; only for images in files.
+        classes, images: the numbers of synthetic classes and images.
+        limit: the maximum number of images in each split; the same images in every run.
+        verify: whether to compare the files' checksums with the published ones.
+        download: whether to download missing files.
+        training: whether training images are required.
 
     Raises:
         DataError: the data set is unknown, missing, damaged or empty.

@@ -1,4 +1,4 @@
-"""What a data set is read into: images with labels, and what is known of them. Knows no data set by name."""
+"""The form that every data set is read into: images, labels and their statistics. Knows no data set by name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, Subset
 
 @dataclass(frozen=True)
 class Examples:
-    """One split: tensors in memory, uint8 (n, channels, height, width) or float32 in 0..1, or files."""
+    """One split. Images are a tensor (n, channels, height, width), uint8 or float32 in 0..1, or a data set of files."""
 
     images: Tensor | Dataset[Any]
     labels: Tensor
@@ -26,13 +26,13 @@ class Examples:
         return Examples(images, self.labels[list(index)])
 
     def split(self, fraction: float, seed: int) -> tuple[Examples, Examples]:
-        """A part of the images (at least one), drawn by ``seed``, and the rest."""
+        """Two parts, drawn with ``seed``: ``fraction`` of the images (at least one), and the rest."""
         order = self._shuffled(seed)
         count = max(1, round(len(self) * fraction))
         return self.select(order[:count]), self.select(order[count:])
 
     def limited(self, count: int | None) -> Examples:
-        """At most ``count`` images, drawn from all of them, the same ones in every run."""
+        """At most ``count`` images, drawn at random but the same in every run."""
         return self if count is None else self.select(self._shuffled(seed=0)[:count])
 
     def _shuffled(self, seed: int) -> list[int]:
@@ -42,9 +42,9 @@ class Examples:
 
 @dataclass(frozen=True)
 class Source:
-    """A data set as it is found: ``validation`` is None if it has no such split of its own.
+    """A data set as it is stored: ``validation`` is None if it comes without a validation split.
 
-    ``mean`` and ``std`` are of the training images in 0..1, a number for each channel.
+    ``mean`` and ``std`` are those of the training images in 0..1, one number per channel.
     """
 
     classes: tuple[str, ...]

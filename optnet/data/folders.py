@@ -1,4 +1,4 @@
-"""Examples as files in one folder a class: your own, or ImageNet's. Lists files, and reads one as 8-bit colours."""
+"""Image files in one folder per class: your own, or ImageNet. Lists the files and reads each as 8-bit RGB."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from optnet.data.examples import Examples, Source
 from optnet.errors import DataError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""ImageNet's, with which published weights were trained."""
+"""ImageNet's statistics, which published weights were trained with."""
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-"""What a split's folder may be called, in small letters or capitals."""
+"""The names that a split's folder may have, in any case."""
 
 
 def read_image(path: str) -> Image.Image:
-    """The image in a file, as 8-bit RGB; what is transparent has the colour that is stored there.
+    """The image in a file as 8-bit RGB. Transparent pixels keep the colour that is stored for them.
 
     Raises:
-        DataError: it cannot be read.
+        DataError: the file cannot be read.
     """
     try:
         with Image.open(path) as opened:
             return _eight_bit(opened).convert("RGB")
     except Exception as error:  # Pillow raises what its decoders raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{path} cannot be read as a image ({reason})") from None
+        raise DataError(f"{path} cannot be read as an image ({reason})") from None
 
 
 def _eight_bit(opened: Image.Image) -> Image.Image:
-    """A image that Pillow converts to RGB as it looks."""
-    if opened.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip at 255
+    """The same image in a mode that Pillow converts to RGB faithfully."""
+    if opened.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255
         return Image.fromarray((np.asarray(opened).clip(0, 2**16 - 1) >> 8).astype(np.uint8))
     if opened.mode == "P" and "transparency" in opened.info:
         return opened.convert("RGBA")
@@ -44,7 +44,7 @@ def _eight_bit(opened: Image.Image) -> Image.Image:
 
 @cache
 def extensions() -> frozenset[str]:
-    """Of all files that Pillow opens here, in small letters, like ``.jpg``."""
+    """The lower-case extensions of all files that Pillow can open here, like ``.jpg``."""
     return frozenset(ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN)
 
 
@@ -54,7 +54,7 @@ def _is_image(path: str) -> bool:
 
 
 class _Classes(datasets.ImageFolder):
-    """A class for each folder, of the files with a image's extension."""
+    """One class per folder; only files with an image's extension count."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(str(root), loader=read_image, is_valid_file=_is_image)
@@ -67,20 +67,20 @@ class _Classes(datasets.ImageFolder):
 
 
 def _folders(place: Path) -> list[str]:
-    """Folders that begin with a dot (an editor's, a file manager's) do not count."""
+    """The names of the folders in a place, without those that begin with a dot."""
     return sorted(entry.name for entry in place.iterdir() if entry.is_dir() and entry.name[0] != ".")
 
 
 def read(root: Path) -> Source:
     """Examples under root/train, root/val and root/test, or under root itself.
 
-    With train and test, val is the validation split if it is there; with train and val alone, val is the test split
-    (ImageNet's layout), and with train alone a fixed fifth of it. One folder of classes without these is split in the
-    same way. Without train there is nothing to train on.
+    If there are train and test, val is the validation split if it exists. If there are only train and val, val is the
+    test split, as in ImageNet's layout. If there is only train, a fixed fifth of it becomes the test split; so it is
+    for a root that has the class folders itself. Without train the training split is empty.
 
     Raises:
-        DataError: a folder is missing or empty, no split or one that is there twice, or two of them have different
-            classes.
+        DataError: a folder is missing or empty, a split exists twice, a folder beside the splits is none, or two splits
+            have different classes.
     """
     if not root.is_dir():
         raise DataError(f"there is no folder {root}; data.root names the folder of the class folders")
@@ -101,7 +101,7 @@ def read(root: Path) -> Source:
 
 
 def _splits(root: Path) -> dict[str, Path]:
-    """The folders of the splits, train first; none if those in root are classes."""
+    """The folders of the splits, train first; empty if the folders in root are classes."""
     folders = _folders(root)
     named = [name for name in folders if name.lower() in SPLITS]
     if others := ", ".join(name for name in folders if named and name not in named):

@@ -17,7 +17,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 def seed_of(*numbers: int) -> int:
-    """One seed out of several numbers, so that a batch can be made again without those before it."""
+    """One seed made of several numbers, so that a batch can be reproduced without the batches before it."""
     seed = 0
     for number in numbers:
         seed = (seed * 1_000_003 + number + 1) % (2**63 - 1)
@@ -31,12 +31,12 @@ def _generator(*numbers: int) -> torch.Generator:
 class Loader(ABC):
     """Batches of one split: ``(images, labels)``, float32 (batch, c, h, w), normalised, and int64 (batch,).
 
-    With ``shuffle`` the order and the augmentation of batch b in epoch e depend on (seed, e, b) alone; ``start`` skips
-    batches exactly. In training a last batch that has a single image for a process is left out: batch norm cannot
+    With ``shuffle``, the order and augmentation of batch b in epoch e depend only on (seed, e, b), so ``start`` skips
+    batches exactly. In training, a last batch with a single image for a process is left out because batch norm cannot
     take it.
 
     Attributes:
-        unreadable: what was wrong with images that were left out.
+        unreadable: the error messages of images that were left out.
     """
 
     def __init__(self, images: int, batch_size: int, device: torch.device, shuffle: bool, seed: int) -> None:
@@ -51,15 +51,15 @@ class Loader(ABC):
         return max(1, -(-self.count // self.batch_size) - lone)
 
     def resized(self, batch_size: int) -> Self:
-        """The same images, not copied, in batches of another size."""
+        """A loader of the same images (not copied) with another batch size."""
         other = copy.copy(self)
         other.batch_size = batch_size
         return other
 
     def shared(self, rank: int, world: int) -> Self:
-        """The same batches, but of each the images ``rank``, ``rank + world``, ...: the share of one of ``world``.
+        """A loader of one process's share: of each batch the images ``rank``, ``rank + world``, ...
 
-        Together the shares are the batch, image for image. An empty share is left out.
+        The shares of all processes together are the batch. An empty share is left out.
         """
         other = copy.copy(self)
         other.rank, other.world = rank, world
@@ -70,7 +70,7 @@ class Loader(ABC):
         return slice(self.rank, None, self.world)
 
     def order(self, epoch: int) -> Tensor:
-        """The images' numbers in the order of an epoch."""
+        """The indices of the images in the order of an epoch."""
         if not self.shuffle:
             return torch.arange(self.count)
         return torch.randperm(self.count, generator=_generator(self.seed, epoch))
@@ -82,9 +82,10 @@ class Loader(ABC):
 def pad_crop(
     images: Tensor, padding: int, generator: torch.Generator, of: int | None = None, share: slice = slice(None)
 ) -> Tensor:
-    """Zero-pads by ``padding`` pixels and crops each image (n, c, h, w) back to its size at a place of its own.
+    """Zero-pads by ``padding`` pixels and crops each image (n, c, h, w) back to its size at a random position.
 
-    The images are the ``share`` of ``of`` ones, for all of which places are drawn.
+    The images are the ``share`` of a batch of ``of`` images. Positions are drawn for the whole batch, so that they do
+    not depend on the number of processes.
     """
     n, _, height, width = images.shape
     padded = torch.nn.functional.pad(images, (padding,) * 4)
@@ -95,17 +96,18 @@ def pad_crop(
 
 
 def flip(images: Tensor, generator: torch.Generator, of: int | None = None, share: slice = slice(None)) -> Tensor:
-    """Mirrors each image (n, c, h, w) with probability 1/2; the images are the ``share`` of ``of`` ones."""
+    """Mirrors each image (n, c, h, w) with probability 1/2; the images are the ``share`` of a batch of ``of``."""
     mirrored = (torch.rand(of or len(images), generator=generator)[share] < 0.5).to(images.device)
     return torch.where(mirrored[:, None, None, None], images.flip(3), images)
 
 
 class TensorLoader(Loader):
-    """Batches of images held in memory, on the device, augmented there.
+    """A loader whose images live on the device and are augmented there.
 
     Args:
         images: uint8 (n, c, h, w) in 0..255, or float32 in 0..1.
-        padding, mirror: the augmentation: pad-and-crop by so many pixels, and random mirroring.
+        padding: pad by this many pixels and crop at random.
+        mirror: mirror at random.
     """
 
     def __init__(
@@ -148,7 +150,7 @@ class TensorLoader(Loader):
 
 
 class _Seeded(Dataset[Any]):
-    """Examples whose random transform depends on (seed, epoch, index) alone; what cannot be read is a ``DataError``."""
+    """Images whose random transform depends only on (seed, epoch, index). An unreadable one yields a ``DataError``."""
 
     def __init__(self, dataset: Dataset[Any], transform: Callable[[Any], Tensor], seed: int, epoch: int) -> None:
         self.dataset, self.transform, self.seed, self.epoch = dataset, transform, seed, epoch
@@ -164,21 +166,21 @@ class _Seeded(Dataset[Any]):
 
 
 def _collate(samples: list[Any]) -> tuple[Batch | None, list[str]]:
-    """The batch of what could be read, if anything, and what was wrong with the rest."""
+    """The batch of the readable images, or None if there are none, and the error messages of the rest."""
     read = [sample for sample in samples if not isinstance(sample, DataError)]
     return default_collate(read) if read else None, [str(s) for s in samples if isinstance(s, DataError)]
 
 
 class FileLoader(Loader):
-    """Batches of images read and transformed ahead by worker processes.
+    """A loader whose worker processes read and transform images ahead.
 
     Args:
-        dataset: its items are (image, label), or raise ``DataError`` where a image cannot be read.
-        skip: leave such images out, and note what was wrong with each in ``unreadable``. Where that leaves nothing
-            of a batch, it is left out too; in training the next batch takes its place.
+        dataset: its items are (image, label); an item raises ``DataError`` if its image cannot be read.
+        skip: leave such images out and note the error messages in ``unreadable``. A batch that becomes empty is left
+            out too; in training the next batch that is not empty takes its place.
 
     Raises:
-        DataError: from ``batches``: a image cannot be read, or, skipping, not a single one can.
+        DataError: from ``batches``: an image cannot be read, or with ``skip`` no image can be read.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Published data sets of small images, read by torchvision from its own layouts. Splits off no validation."""
+"""Published data sets of small images, read by torchvision. Splits off no validation images."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from optnet.errors import DataError
 
 @dataclass(frozen=True)
 class Published:
-    """A data set of torchvision's.
+    """A data set of torchvision.
 
     Attributes:
         kind: its class in torchvision.
-        axes: how its array lies: ``nhw`` (grey), ``nhwc`` or ``nchw``.
-        mean, std: of the training images in 0..1, a number for each channel.
-        classes: the classes' names; empty if the class in torchvision knows them.
-        folder: where its files lie below the root, if torchvision itself makes no folder for them.
+        axes: the order of its array's dimensions: ``nhw`` (grey), ``nhwc`` or ``nchw``.
+        mean, std: those of the training images in 0..1, one number per channel.
+        classes: the names of the classes; empty if torchvision knows them.
+        folder: the folder of its files below the root, if torchvision creates none.
     """
 
     kind: type[Any]
@@ -65,7 +65,7 @@ class Published:
 
 
 def _unverified(kind: type[Any]) -> type[Any]:
-    """The class without the checksums that torchvision compares before it reads; itself if there are none."""
+    """A subclass without the checksums that torchvision verifies; the class itself if it has none."""
     if issubclass(kind, datasets.CIFAR10):
         lists: dict[str, Any] = {
             name: [[file, None] for file, _ in getattr(kind, name)] for name in ("train_list", "test_list")

@@ -1,4 +1,4 @@
-"""Training without backpropagation: one lifted problem and loop, a file a method."""
+"""Training without backpropagation: one lifted problem, one loop, and a file for each method."""
 
 from optnet.lifted.admm import ADMM, ADMMOptions
 from optnet.lifted.bcd import BCD, BCDOptions

@@ -1,4 +1,4 @@
-"""ADMM: the method of multipliers on the last layer, penalties on all others."""
+"""ADMM: a multiplier on the last layer's constraint, quadratic penalties on all others."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ class ADMMOptions(SplittingOptions):
     """``trainer=admm``.
 
     Attributes:
-        beta: penalty of u_k = W_k x_{k-1} + b_k; ``gamma``: of x_k = phi(u_k).
-        warm: sweeps before the multiplier moves.
-        ridge: of the regressions for W_k, times the batch.
-        start: of x and u: the ``forward`` pass, or ``gaussian``, N(0, 1), as published.
+        beta: penalty on u_k = W_k x_{k-1} + b_k.
+        gamma: penalty on x_k = phi(u_k).
+        warm: number of sweeps before the multiplier is first updated.
+        ridge: ridge parameter of the regressions for W_k; multiplied by the batch size.
+        start: initial x and u: ``forward`` takes the forward pass, ``gaussian`` draws N(0, 1) as published.
     """
 
     name: str = "admm"
@@ -38,8 +39,10 @@ class ADMMOptions(SplittingOptions):
     start: str = choice("forward", *STARTS)
 
     def check(self) -> None:
-        """Raises:
-        ConfigError: batches, which would forget the multiplier.
+        """Checks what the options' ranges do not.
+
+        Raises:
+            ConfigError: ``full_batch`` is false. The multiplier would be lost between batches.
         """
         if not self.full_batch:
             raise ConfigError(
@@ -51,10 +54,11 @@ class ADMMOptions(SplittingOptions):
 class ADMM(Splitting):
     """l(u_n, y) + <lambda, u_n - m_n> + beta |u_n - m_n|^2 + sum_{k<n} gamma |x_k - phi(u_k)|^2 + beta |u_k - m_k|^2.
 
-    Taylor, Burmeister, Xu, Singh, Patel, Goldstein 2016 (ICML); m_k = W_k x_{k-1} + b_k, squares without 1/2. One sweep
-    goes from the first layer to the last: W~_k, x_k, u_k, each at its minimiser of this Lagrangian (u_k as near as
-    ``fit`` finds it; the paper leaves lambda out of W_n and x_{n-1}); then lambda <- lambda + 2 beta (u_n - m_n), with
-    which lambda = -dl/du_n. Each image has a multiplier of its own, so a step takes all images.
+    Taylor, Burmeister, Xu, Singh, Patel, Goldstein 2016 (ICML). Here m_k = W_k x_{k-1} + b_k, and the squares have no
+    factor 1/2. One sweep goes from the first layer to the last and sets W~_k, x_k and u_k to the minimiser of this
+    Lagrangian. (``fit`` computes u_k approximately. The paper leaves lambda out of the updates of W_n and x_{n-1}.)
+    The sweep ends with lambda <- lambda + 2 beta (u_n - m_n), which makes lambda = -dl/du_n. Each image has its own
+    multiplier, so every sweep needs all images.
     """
 
     def __init__(self, model: nn.Module, options: ADMMOptions) -> None:

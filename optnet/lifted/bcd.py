@@ -20,8 +20,9 @@ class BCDOptions(SplittingOptions):
     """``trainer=bcd``.
 
     Attributes:
-        gamma: penalty of x_k = phi(u_k); ``rho``: of u_k = W_k x_{k-1} + b_k.
-        alpha: of a block's distance to its old value.
+        gamma: penalty on x_k = phi(u_k).
+        rho: penalty on u_k = W_k x_{k-1} + b_k.
+        alpha: proximal weight: the penalty on a block's distance to its old value.
     """
 
     name: str = "bcd"
@@ -33,9 +34,9 @@ class BCDOptions(SplittingOptions):
 class BCD(Splitting):
     """sum over samples of l(x_n, y) + gamma/2 sum_k |x_k - phi(u_k)|^2 + rho/2 sum_k |u_k - W_k x_{k-1} - b_k|^2.
 
-    Zeng, Lau, Lin, Yao 2019 (ICML). One sweep goes from the last layer to the first: x_k, u_k, then W~_k = [W_k, b_k],
-    each at its minimiser (u_k as near as ``fit`` finds it), with alpha/2 |block - old|^2 where their theorem wants it;
-    none raises the objective.
+    Zeng, Lau, Lin, Yao 2019 (ICML). One sweep goes from the last layer to the first and sets x_k, u_k and
+    W~_k = [W_k, b_k] to their minimisers (``fit`` computes u_k approximately). The proximal term
+    alpha/2 |block - old|^2 is added where their theorem requires it. No update raises the objective.
     """
 
     def __init__(self, model: nn.Module, options: BCDOptions) -> None:

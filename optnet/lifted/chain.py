@@ -1,4 +1,4 @@
-"""A network as lifted training sees it: a chain of affine layers with activations. Trains nothing."""
+"""Reads a network as a chain of affine layers with activations, the form that lifted training needs. Trains nothing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from optnet.networks.objectives import Activation, Elementwise
 
 @dataclass(frozen=True)
 class Layer:
-    """x -> phi(W x + b): a Linear layer of the network, and the activation behind it."""
+    """x -> phi(W x + b): a Linear layer of the network and the activation that follows it."""
 
     linear: nn.Linear
     activation: Activation
@@ -60,13 +60,13 @@ PLAIN: dict[type[nn.Module], Callable[[Any], Activation]] = {
     nn.SiLU: lambda m: objectives.swish(),
     nn.GELU: lambda m: objectives.gelu(),
 }
-"""torch's activations and ours."""
+"""Maps torch's activation modules to those of ``optnet.objectives``."""
 
 
 def _softplus(module: nn.Softplus) -> Activation:
     if module.beta != 1:
         raise ModelError(
-            f"a lifted trainer takes Softplus with beta=1 alone, not {module.beta}; use optnet.objectives.own"
+            f"a lifted trainer takes Softplus only with beta=1, not {module.beta}; use optnet.objectives.own"
         )
     return objectives.softplus()
 
@@ -75,8 +75,8 @@ def read(model: nn.Module) -> list[Layer]:
     """The layers of a chain: our ``mlp``, or any Sequential of Flatten, Linear and activations.
 
     Raises:
-        ModelError: a module is none of these; a Linear has no bias, occurs twice, is a subclass or parametrised; an
-            activation decreases somewhere.
+        ModelError: a module is of another kind; a Linear has no bias, occurs twice, is parametrised or of a subclass;
+            or an activation decreases somewhere.
     """
     layers: list[Layer] = []
     pending: nn.Linear | None = None
@@ -117,18 +117,18 @@ def read(model: nn.Module) -> list[Layer]:
 
 
 def _check_linear(module: nn.Linear) -> None:
-    """Whether W and b are the layer's own tensors, which can be written to."""
+    """Checks that W and b are plain parameters of the layer, so that they can be written to."""
     if type(module) is not nn.Linear or not isinstance(module.weight, nn.Parameter):
         kind = type(module).__name__ if type(module) is not nn.Linear else "Linear whose weight is computed"
-        raise ModelError(f"a lifted trainer trains plain Linear layers, no {kind}; take its parametrization away")
+        raise ModelError(f"a lifted trainer trains plain Linear layers, not a {kind}; remove its parametrization")
     if module.bias is None:
         raise ModelError("a lifted trainer needs Linear layers that have a bias")
 
 
 def _leaves(model: nn.Module) -> Iterator[nn.Module]:
-    """The modules of a chain in their order, each as often as it is used; a module that is no chain is a leaf."""
+    """The modules of a chain in order, repeated if used repeatedly. A module that is not a chain is a leaf."""
     if isinstance(model, nn.Sequential | MLP):
-        for child in model._modules.values():  # children() leaves out what occurs again
+        for child in model._modules.values():  # children() skips repeated modules
             yield from _leaves(child)  # type: ignore[arg-type]
     else:
         yield model

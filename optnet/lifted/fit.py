@@ -1,4 +1,4 @@
-"""The elementwise subproblem of splitting methods, min_u 1/2 (phi(u) - a)^2 + g/2 (u - b)^2. Knows no network."""
+"""Solves the subproblem of splitting methods, min_u 1/2 (phi(u) - a)^2 + g/2 (u - b)^2 elementwise. No networks."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from torch import Tensor
 from optnet.networks.objectives import Activation
 
 GRID, HALVINGS = 33, 16
-"""Points of the grid, and halvings of their distance around the lowest, for a phi that is not piecewise linear."""
+"""For a phi that is not piecewise linear: the number of grid points, and how often the search halves their spacing."""
 
 
 def fit(activation: Activation, a: Tensor, b: Tensor, g: float, old: Tensor) -> Tensor:
     """argmin_u 1/2 (phi(u) - a)^2 + g/2 (u - b)^2, elementwise, g > 0.
 
-    Exact for a piecewise linear phi that says so: the best of every piece's own minimiser. Else the problem need not be
-    convex: for a non-decreasing phi its minimiser lies between b and b + (a - phi(b)) / sqrt(g). A grid finds the first
-    and the last valley there, a search by halves the bottom of both; optnet.objectives' own have no others. A phi that
-    has more may get one that is not the lowest, but never a u above ``old``.
+    The result is exact for a phi with ``pieces``: it is the best of the minimisers on each piece. For any other phi the
+    problem may be non-convex. If phi is non-decreasing, the minimiser lies between b and b + (a - phi(b)) / sqrt(g). A
+    grid search finds the first and the last local minimum in that interval, and repeated halving refines both. The
+    activations of ``optnet.objectives`` have no other local minima. A phi that has more may get one that is not
+    global, but the objective at the result never exceeds the objective at ``old``.
     """
 
     def value(u: Tensor) -> Tensor:
@@ -48,7 +49,7 @@ def fit(activation: Activation, a: Tensor, b: Tensor, g: float, old: Tensor) -> 
 
 
 def _best(value: Callable[[Tensor], Tensor], candidates: Iterable[Tensor]) -> Tensor:
-    """Of several candidates, elementwise, the one with the lowest value; the first of equal ones."""
+    """Elementwise, the candidate with the lowest value; the first one on ties."""
     first, *others = candidates
     best, lowest = first, value(first)
     for candidate in others:

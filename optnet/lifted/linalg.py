@@ -1,4 +1,4 @@
-"""The linear algebra that block updates share: affine least squares, norms, conjugate gradients. Knows no network."""
+"""Linear algebra shared by the block updates: affine least squares, norms, conjugate gradients. Knows no network."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 CHUNK = 4096
-"""Rows that are turned into float64 at a time."""
+"""Number of rows converted to float64 at a time."""
 
 SAFETY = 1.1
-"""What power iterations may have missed of a squared norm."""
+"""Safety factor on a squared norm, because power iterations approach it from below."""
 
 
 def augment(x: Tensor) -> Tensor:
-    """x~: x with a last column of ones, so that x~ W~^T = x W^T + b for W~ = [W, b]."""
+    """x~, which is x with a column of ones appended, so that x~ W~^T = x W^T + b for W~ = [W, b]."""
     return torch.cat([x, x.new_ones(len(x), 1)], 1)
 
 
@@ -26,15 +26,19 @@ def gram(x: Tensor) -> Tensor:
 
 
 def cross(t: Tensor, x: Tensor) -> Tensor:
-    """t^T x~ in float64, summed over parts that are multiplied as they are; t is (samples, outputs)."""
+    """t^T x~ for t (samples, outputs). Chunks are multiplied in their own dtype and summed in float64."""
     pairs = zip(t.split(CHUNK), x.split(CHUNK), strict=True)
     return torch.stack([(rows.T @ augment(columns)).double() for rows, columns in pairs]).sum(0)
 
 
 def ridge(x: Tensor, residual: Tensor, lam: float, known: Tensor | None = None) -> Tensor:
-    """argmin_D |residual - x~ D^T|^2 + lam |D|^2, in float64: (outputs, inputs + 1). ``known``: x~^T x~, if it is.
+    """argmin_D |residual - x~ D^T|^2 + lam |D|^2, in float64: (outputs, inputs + 1).
 
-    With residual = t - x~ W~^T it is the step to argmin |t - x~ V^T|^2 + lam |V - W~|^2; rounding hurts a step least.
+    With residual = t - x~ W~^T the result is the update from W~ to argmin_V |t - x~ V^T|^2 + lam |V - W~|^2. Solving
+    for the update keeps the rounding error smallest.
+
+    Args:
+        known: x~^T x~, if it has been computed before.
     """
     square = gram(x) if known is None else known
     root = torch.linalg.cholesky(square + lam * torch.eye(len(square), dtype=square.dtype, device=square.device))
@@ -42,7 +46,7 @@ def ridge(x: Tensor, residual: Tensor, lam: float, known: Tensor | None = None) 
 
 
 def pseudo_inverse(x: Tensor, lam: float) -> Tensor:
-    """x~ (x~^T x~ + lam)^-1 by the smaller of its two forms, computed in float64: (samples, inputs + 1)."""
+    """x~ (x~^T x~ + lam)^-1, computed in float64 through the smaller of its two forms: (samples, inputs + 1)."""
     z = augment(x).double()
     wide = len(z) < z.shape[1]
     square = z @ z.T if wide else z.T @ z
@@ -52,10 +56,10 @@ def pseudo_inverse(x: Tensor, lam: float) -> Tensor:
 
 
 def spectral_norm(w: Tensor, iterations: int = 10) -> Tensor:
-    """A lower bound of |w|_2 that is near after ten power iterations.
+    """A lower bound of |w|_2 by power iteration; ten iterations come close.
 
-    They start at the longest row and as much of a fixed irregular vector: the row alone may be orthogonal to the top
-    direction.
+    The start is the longest row plus a fixed irregular vector of the same length, because the row alone may be
+    orthogonal to the top singular vector.
     """
     row = w[w.square().sum(1).argmax()]
     irregular = torch.arange(1, len(row) + 1, dtype=w.dtype, device=w.device) * 0.618034 % 1 - 0.5
@@ -67,7 +71,7 @@ def spectral_norm(w: Tensor, iterations: int = 10) -> Tensor:
 
 
 def squared_norm(w: Tensor) -> float:
-    """|w|_2^2 from above, for step sizes: ``SAFETY`` times what power iterations find, at most |w|_F^2."""
+    """An upper estimate of |w|_2^2, for step sizes: ``SAFETY`` times the power iteration's value, at most |w|_F^2."""
     return min(SAFETY * float(spectral_norm(w)) ** 2, float(w.square().sum()))
 
 
@@ -77,9 +81,12 @@ def conjugate_gradients(
     iterations: int,
     precondition: Callable[[Tensor], Tensor] = lambda r: r,
 ) -> Tensor:
-    """x with apply(x) = b, nearly, for rows b (systems, unknowns) and positive definite systems; from x = 0.
+    """An approximate solution x of apply(x) = b for rows b (systems, unknowns), starting at x = 0.
 
-    ``precondition``: r -> M^-1 r for a positive definite M near the systems.
+    All systems are positive definite.
+
+    Args:
+        precondition: r -> M^-1 r for a positive definite M that approximates the systems.
     """
     x, r = torch.zeros_like(b), b
     p = precondition(r)

@@ -1,4 +1,4 @@
-"""The losses of lifted training with their exact proximal steps. Knows no network and no method."""
+"""The losses of lifted training, each with its exact proximal step. Knows no network and no method."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from optnet.errors import DataError
 
 
 class Loss(ABC):
-    """l(x, y) of the last activations x and targets y, both (batch, outputs), convex in x."""
+    """A loss l(x, y) of the last activations x and the targets y, both (batch, outputs); convex in x."""
 
     name: str
     smoothness: float | None
-    """The Lipschitz constant of dl/dx; None where l has a kink."""
+    """The Lipschitz constant of dl/dx; None if l is not differentiable everywhere."""
     quadratic = False
     """Whether the Hessian of l is the identity everywhere."""
 
     def targets(self, labels: Tensor, outputs: Tensor) -> Tensor:
-        """Labels (batch,) as targets for the network's ``outputs`` (batch, outputs): one-hot. Targets given as such are
-        taken as they are.
+        """One-hot targets from labels (batch,), for the network's ``outputs`` (batch, outputs).
+
+        Floating-point labels are targets already and are returned unchanged, in the outputs' dtype.
 
         Raises:
-            DataError: there is not one label or target for each image, or a label names none of the outputs.
+            DataError: the number of labels or targets differs from the number of images, or a label is out of range.
         """
         count, width = outputs.shape
         given = tuple(labels.shape)
@@ -44,15 +45,15 @@ class Loss(ABC):
 
     @abstractmethod
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
-        """l, one value a sample: (batch,)."""
+        """l, one value per sample: (batch,)."""
 
     @abstractmethod
     def gradient(self, x: Tensor, y: Tensor) -> Tensor:
-        """dl/dx, at a kink a subgradient: (batch, outputs)."""
+        """dl/dx, or a subgradient where l is not differentiable: (batch, outputs)."""
 
     @abstractmethod
     def curvature(self, x: Tensor, d: Tensor) -> Tensor:
-        """H d, H the Hessian of l at x; ``d`` has shape (batch, outputs) or (batch, outputs, columns)."""
+        """H d, where H is the Hessian of l at x. ``d`` has shape (batch, outputs) or (batch, outputs, columns)."""
 
     @abstractmethod
     def prox(self, a: Tensor, y: Tensor, c: float) -> Tensor:
@@ -97,7 +98,7 @@ class CrossEntropy(Loss):
         return scaled - p * scaled.sum(1, keepdim=True)
 
     def prox(self, a: Tensor, y: Tensor, c: float) -> Tensor:
-        """Newton's method; (diag p + c I - p p^T)^-1 by Sherman and Morrison, steps halved until they descend."""
+        """Newton's method with step halving; Sherman-Morrison inverts diag p + c I - p p^T."""
 
         def value(x: Tensor) -> Tensor:
             return self(x, y) + c / 2 * (x - a).square().sum(1)
@@ -124,7 +125,7 @@ class CrossEntropy(Loss):
 
 
 class Hinge(Loss):
-    """l = sum_j max(0, 1 - s_j x_j), s_j = 2 y_j - 1: one class against the rest."""
+    """l = sum_j max(0, 1 - s_j x_j), s_j = 2 y_j - 1: the one-against-the-rest hinge loss."""
 
     name, smoothness = "hinge", None
 

@@ -1,4 +1,4 @@
-"""LPOM, lifted proximal operator machines: the penalty whose every block is convex and which needs phi alone."""
+"""LPOM, lifted proximal operator machines: a penalty that is convex in each block and needs only phi itself."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ORDERS = ("serial", "jacobi")
 W_STEPS = ("optimizer", "gradient", "pinv", "apg")
 
 ROWS = 256
-"""Samples whose gaps are computed at a time, so that the log costs little memory."""
+"""Number of samples whose gaps are computed at a time, so that logging costs little memory."""
 
 
 @dataclass(kw_only=True)
@@ -27,12 +27,15 @@ class LPOMOptions(Options):
     """``trainer=lpom``.
 
     Attributes:
-        mu: the penalty of the first layer; ``ratio``: mu_{k+1} / mu_k.
-        sweeps: over all x_k; ``iterations``: of each x_k in a sweep.
-        damped: eta as below, else eta = 1, the published iteration.
-        order: ``serial``, backward, or ``jacobi``: all x_k at once, from the old ones.
-        w_step: ``optimizer``, ``gradient``, ``pinv`` or ``apg``.
-        ridge: of the pseudo-inverse, times the batch; ``w_iterations``: of apg.
+        mu: the penalty of the first layer.
+        ratio: mu_{k+1} / mu_k.
+        sweeps: number of sweeps over all x_k.
+        iterations: number of iterations for each x_k in a sweep.
+        damped: use the damped eta of ``LPOM``; if false, eta = 1 as published.
+        order: ``serial`` updates x_k from the last layer to the first; ``jacobi`` updates all from their old values.
+        w_step: how the weights move: ``optimizer``, ``gradient``, ``pinv`` or ``apg``; see ``LPOM``.
+        ridge: ridge parameter of the pseudo-inverse; multiplied by the batch size.
+        w_iterations: number of iterations of ``apg``.
     """
 
     name: str = "lpom"
@@ -50,26 +53,28 @@ class LPOMOptions(Options):
 class LPOM(Lifted):
     """l(x_n, y) + sum_k mu_k (F_k(x_k) + G_k(u_k) - <x_k, u_k>), u_k = W_k x_{k-1} + b_k, F' = phi^-1, G' = phi.
 
-    Li, Fang, Lin 2019 (AAAI). Each layer's gap is at least 0, and 0 only if x_k = phi_k(u_k).
+    Li, Fang, Lin 2019 (AAAI). The gap of each layer is at least 0, and it is 0 exactly if x_k = phi_k(u_k).
 
-    x_k moves by its pre-activation v, x_k = phi(v), with rho = mu_{k+1} / mu_k:
+    Activations: the update moves the pre-activation v of x_k = phi(v). With rho = mu_{k+1} / mu_k:
     v <- (1 - eta) v + eta (u_k - rho W_{k+1}^T (phi(W_{k+1} phi(v) + b_{k+1}) - x_{k+1})).
-    eta = 1 is the published fixed point, a contraction if beta^2 rho |W|^2 < 1. eta = 1 / (1 + beta^2 rho |W|^2) is
-    mirror descent with kernel F and never raises the objective. The sweep goes backward: one carries y to layer 1.
-    |W|^2 is what power iterations find, times 1.1 to be above it.
+    eta = 1 is the published fixed-point iteration; it contracts if beta^2 rho |W|^2 < 1.
+    eta = 1 / (1 + beta^2 rho |W|^2) is mirror descent with kernel F; it never raises the objective. |W|^2 is estimated
+    by power iteration, times 1.1 to be an upper bound. The serial order goes backward, so one sweep carries the
+    targets y to layer 1.
 
-    W_k sees the gradient mu_k (phi(u_k) - x_k)^T x~_{k-1} / batch, which tends to backpropagation's as mu grows if the
-    x_k are at their minimiser, after many sweeps; after a single damped one it is smaller in the lower layers.
-    ``optimizer`` hands it to one of torch's; ``gradient`` takes the step that cannot raise the objective,
-    batch / (mu_k beta |x~|^2); ``pinv`` is the paper's (1/beta) (phi(u) - x)^T x~^+ with a ridge; ``apg`` repeats it by
-    Nesterov's extrapolation and keeps the best: neither raises it. No W_k needs another: all may go in parallel.
+    Weights: the gradient in W_k is mu_k (phi(u_k) - x_k)^T x~_{k-1} / batch. If the x_k are at their minimiser
+    (after many sweeps), it tends to the gradient of backpropagation as mu grows. After a single damped sweep it is
+    smaller in the lower layers. ``optimizer`` passes it to a torch optimizer. ``gradient`` takes a gradient step of
+    size batch / (mu_k beta |x~|^2), which cannot raise the objective. ``pinv`` is the paper's update
+    (1/beta) (phi(u) - x)^T x~^+ with a ridge; ``apg`` repeats it with Nesterov's extrapolation and keeps the best
+    result; neither raises the objective. The updates of the W_k are independent and could run in parallel.
 
-    A step takes about the memory of SGD's where the weights outweigh the activations, in serial order with one sweep:
-    1.06 times at three layers of width 2048 and batch 1000, but 1.3 times at width 512.
+    Memory: with serial order and one sweep, a step takes about the memory of an SGD step where the weights are
+    larger than the activations: 1.06 times at three layers of width 2048 and batch 1000, but 1.3 times at width 512.
 
     Args:
         optimizer: for ``w_step='optimizer'``; by default SGD with lr 0.05 and momentum 0.9.
-        scheduler: one of timm's, stepped once an update.
+        scheduler: one of timm's, stepped once per update.
     """
 
     def __init__(
@@ -124,7 +129,7 @@ class LPOM(Lifted):
     # activations
 
     def _activations(self, blocks: Blocks, centre: Tensor, v: Tensor, k: int) -> Tensor:
-        """v with x_k = phi(v) after the iterations of x_k, the other blocks fixed; ``centre`` is u_k."""
+        """The pre-activation v of x_k = phi(v) after its iterations, with all other blocks fixed; ``centre`` is u_k."""
         phi, mu = self.layers[k - 1].activation, self.mus[k - 1]
         if k == len(self.layers):
             if phi.is_identity or (phi.is_rectifier and self.loss.quadratic):
@@ -156,7 +161,7 @@ class LPOM(Lifted):
             residual.mul_(share)
             linear.weight.grad, linear.bias.grad = residual.T @ x, residual.sum(0)
             if self.options.w_step == "optimizer":
-                self.optimizer.step()  # of this layer alone: the others have no gradient
+                self.optimizer.step()  # updates only this layer: the others have no gradient
             else:
                 lr = 1 / (share * beta * squared_norm(augment(x)))
                 layer.set(layer.joined - lr * torch.cat([linear.weight.grad, linear.bias.grad[:, None]], 1))
@@ -187,7 +192,7 @@ class LPOM(Lifted):
     # the log
 
     def measure(self, blocks: Blocks) -> tuple[Tensor, list[Tensor]]:
-        """At the weights for which u_k is given."""
+        """Measured at the weights that produced the given u_k."""
         gaps = []
         for layer, *pair in zip(self.layers, blocks.x[1:], blocks.u, strict=True):
             parts = zip(*(part.split(ROWS) for part in pair), strict=True)
@@ -201,7 +206,7 @@ class LPOM(Lifted):
         return self.measure(Blocks(blocks.y, blocks.x, u))[0]
 
     def log(self, blocks: Blocks) -> tuple[Tensor, list[Tensor]]:
-        """As measured between activations and weights, when u_k was known."""
+        """As measured between the updates of activations and weights, when all u_k were known."""
         return self._measured
 
     def factor(self) -> float:

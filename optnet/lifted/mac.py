@@ -1,4 +1,4 @@
-"""MAC, the method of auxiliary coordinates: a quadratic penalty, Gauss-Newton in the weights and in the coordinates."""
+"""MAC, the method of auxiliary coordinates: a quadratic penalty, with Gauss-Newton steps in weights and coordinates."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from optnet.lifted.trainer import Blocks, Lifted, Options
 from optnet.options import number
 
 SAMPLES = 25
-"""Samples whose coordinates are solved for at a time: so many that their matrices stay in a cache."""
+"""Number of samples whose coordinates are solved for at a time, chosen so that their matrices fit into a cache."""
 
 ELEMENTS = 2**24
-"""Elements of the largest array in the weights' normal equations."""
+"""Maximum number of elements of an array in the weights' normal equations."""
 
 HALVINGS = 10
 
@@ -29,12 +29,15 @@ class MACOptions(Options):
     """``trainer=mac``.
 
     Attributes:
-        mu: the penalty at the start; times ``growth`` after each sweep over all images that lowers the objective by
-            less than the part ``stall``, up to ``mu_max``. In batches mu stays as it is.
-        damping: added to the diagonal of the weights' normal equations, times the batch.
-        cg: steps of conjugate gradients for each unit's normal equations, preconditioned where all images are taken;
-            0 solves them by Cholesky.
-        full_batch: all training images in each step, coordinates kept; else each batch starts from its forward pass.
+        mu: the initial penalty. It is constant if ``full_batch`` is false.
+        growth: the factor by which mu grows after a sweep over all images that stalls.
+        stall: a sweep stalls if it lowers the objective by less than this fraction.
+        mu_max: the largest mu.
+        damping: added to the diagonal of the weights' normal equations; multiplied by the batch size.
+        cg: number of conjugate-gradient iterations for each unit's normal equations, preconditioned if ``full_batch``;
+            0 solves them by Cholesky factorisation.
+        full_batch: every step takes all training images and keeps their coordinates. If false, each batch starts from
+            its own forward pass.
     """
 
     name: str = "mac"
@@ -47,21 +50,23 @@ class MACOptions(Options):
     full_batch: bool = True
 
     def check(self) -> None:
-        """Raises:
-        ConfigError: mu starts above its end.
+        """Checks what the options' ranges do not.
+
+        Raises:
+            ConfigError: mu is larger than mu_max.
         """
-        if self.mu > self.mu_max > 0:  # what is not positive is out of its own range
+        if self.mu > self.mu_max > 0:  # the options' ranges refuse values that are not positive
             raise ConfigError(f"trainer.mu={self.mu:g} is above trainer.mu_max={self.mu_max:g}; raise mu_max")
 
 
 class MAC(Lifted):
     """sum over samples of l(W_n x_{n-1} + b_n, y) + mu/2 sum_{k<n} |x_k - phi(W_k x_{k-1} + b_k)|^2, mu -> infinity.
 
-    Carreira-Perpinan and Wang 2014 (AISTATS); the poster writes the squared loss without 1/2, which is twice this mu.
+    Carreira-Perpinan and Wang 2014 (AISTATS). The poster writes the squared loss without 1/2; its mu is twice this one.
 
-    W: each hidden unit is a nonlinear least-squares problem of its own, one Gauss-Newton step with halving; the last
-    layer is a regression. x: each sample is one of its own, and its Gauss-Newton system is block tridiagonal, solved
-    exactly by elimination from the first layer on. No block raises the objective.
+    Weights: each hidden unit is a separate nonlinear least-squares problem and takes one Gauss-Newton step with step
+    halving. The last layer is a regression. Coordinates: each sample is a separate problem whose Gauss-Newton system is
+    block tridiagonal; it is solved exactly by elimination from the first layer on. No update raises the objective.
     """
 
     def __init__(self, model: nn.Module, options: MACOptions) -> None:
@@ -86,11 +91,11 @@ class MAC(Lifted):
         yield f"w{len(self.layers)}"
 
     def start(self, blocks: Blocks) -> Blocks:
-        """The coordinates x_1 .. x_{n-1} alone."""
+        """Only the coordinates x_1 .. x_{n-1} are variables."""
         return Blocks(blocks.y, blocks.x[:-1], [])
 
     def _raise(self, blocks: Blocks) -> None:
-        """mu grows when the last sweep, which began at the objective ``before``, has gained too little at this mu."""
+        """Raises mu if the last sweep lowered the objective too little; ``before`` is the objective it began with."""
         now = float(self.objective(blocks))
         if now > (1 - self.options.stall) * self.before:
             self.mu = min(self.mu * self.options.growth, self.options.mu_max)
@@ -145,13 +150,13 @@ class MAC(Lifted):
         layer.set(joined + size * step)
 
     def _preconditioner(self, x: Tensor, curvature: Tensor) -> Callable[[Tensor], Tensor]:
-        """(curvature_d x~^T x~ + damping)^-1 of each unit d, nearly: one inverse for all units, but for a factor.
+        """An approximation of (curvature_d x~^T x~ + damping)^-1 for each unit d: one inverse, scaled for each unit.
 
-        Not in batches: there few plain steps regularise, where exact ones would fit each batch.
+        Batches are not preconditioned: a few plain iterations regularise, where exact solutions would fit each batch.
         """
         if not self.full_batch:
             return lambda r: r
-        factor = curvature[:, None].clamp(min=self.options.damping)  # a unit that is all but dead has the damping's
+        factor = curvature[:, None].clamp(min=self.options.damping)  # for a nearly dead unit
         square = gram(x)
         square.diagonal().add_(self.options.damping * len(x) / float(factor.max()))
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(square))
@@ -160,7 +165,7 @@ class MAC(Lifted):
     # coordinates
 
     def _coordinates(self, blocks: Blocks) -> None:
-        """A Gauss-Newton step of every sample, halved for each until its objective does not rise."""
+        """One Gauss-Newton step for every sample, halved per sample until its objective does not rise."""
         d = self._direction(blocks.x, blocks.y)
 
         def value(size: Tensor) -> Tensor:
@@ -173,10 +178,11 @@ class MAC(Lifted):
     def _direction(self, x: list[Tensor], y: Tensor) -> list[Tensor]:
         """The Gauss-Newton direction d_1 .. d_{n-1} of the coordinates x_1 .. x_{n-1}.
 
-        It minimises mu/2 sum_k |r_k + d_k - B_k d_{k-1}|^2 + the loss's second-order model of V d_{n-1}, with
-        r_k = x_k - phi(u_k), B_k = diag(phi'(u_k)) W_k, V = W_n. Its residuals e_k = r_k + d_k - B_k d_{k-1} obey
-        e_{k-1} = B_k^T e_k, so all follow from the last: d_{n-1} = m + P e with m_k = B_k m_{k-1} - r_k and
-        P_k = I + B_k P_{k-1} B_k^T, and mu e = -V^T (g + H V (m + P e)), g and H the loss's gradient and Hessian.
+        It minimises mu/2 sum_k |r_k + d_k - B_k d_{k-1}|^2 plus the loss's second-order model in V d_{n-1}, where
+        r_k = x_k - phi(u_k), B_k = diag(phi'(u_k)) W_k and V = W_n. The residuals e_k = r_k + d_k - B_k d_{k-1} satisfy
+        e_{k-1} = B_k^T e_k, so all follow from the last one, e = e_{n-1}: d_{n-1} = m + P e with m = m_{n-1},
+        P = P_{n-1}, m_k = B_k m_{k-1} - r_k, P_k = I + B_k P_{k-1} B_k^T, and mu e = -V^T (g + H V (m + P e)), where g
+        and H are the gradient and Hessian of the loss.
         """
         hidden, V = self.layers[:-1], self.layers[-1].weight
         residuals, slopes = [], []
@@ -198,7 +204,7 @@ class MAC(Lifted):
         return d
 
     def _excess(self, u: Tensor, linear: Tensor, slopes: list[Tensor]) -> Tensor:
-        """e_{n-1} of some samples: mu e + V^T H V P e = -V^T ``linear``, whose linear part is g + H V m."""
+        """e = e_{n-1} for some samples, from mu e + V^T H V P e = -V^T ``linear`` with ``linear`` = g + H V m."""
         V, mu = self.layers[-1].weight, self.mu
         first, *others = self.layers[:-1]
         P = torch.eye(len(first.weight), dtype=V.dtype, device=V.device)
@@ -223,7 +229,7 @@ class MAC(Lifted):
     # the log
 
     def measure(self, blocks: Blocks) -> tuple[Tensor, list[Tensor]]:
-        """The gaps are 1/2 |x_k - phi(W_k x_{k-1} + b_k)|^2; the output has no coordinate of its own."""
+        """The gaps are 1/2 |x_k - phi(W_k x_{k-1} + b_k)|^2 of the hidden layers; the output has no coordinate."""
         rows = zip(self.layers[:-1], blocks.x[:-1], blocks.x[1:], strict=True)
         gaps = [
             (after - layer.activation.phi(layer(before))).square().sum(1).mean() / 2 for layer, before, after in rows
@@ -243,7 +249,7 @@ class MAC(Lifted):
 
 
 def _units(x: Tensor, slope: Tensor, right: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """(slopes (samples, units), right sides (units, inputs)) of as many units as fit into memory."""
+    """Pairs of slopes (samples, units) and right-hand sides (units, inputs), for as many units as fit into memory."""
     count = max(1, ELEMENTS // x.numel())
     yield from zip(slope.split(count, 1), right.split(count), strict=True)
 
@@ -257,7 +263,7 @@ def _normal(x: Tensor, slope: Tensor, right: Tensor, damping: float) -> Tensor:
 
 
 def _halved(value: Callable[[Tensor], Tensor], count: int, like: Tensor) -> Tensor:
-    """The largest of 1, 1/2, 1/4, ... at which each of ``count`` values is not above that at 0; else 0."""
+    """For each of ``count`` values, the largest of 1, 1/2, 1/4, ... where it is not above its value at 0; else 0."""
     size = like.new_ones(count)
     start = value(torch.zeros_like(size))
     for _ in range(HALVINGS):

@@ -1,4 +1,4 @@
-"""The lifted penalty without its g term, for ReLU alone: Zhang and Brand 2017, Askari et al. 2018."""
+"""The lifted quadratic penalty for ReLU networks: Zhang and Brand 2017, Askari et al. 2018."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from optnet.options import choice
 
 @dataclass(kw_only=True)
 class PenaltyOptions(LPOMOptions):
-    """``trainer=penalty``: the options of ``trainer=lpom``."""
+    """``trainer=penalty``. The options are those of ``trainer=lpom``."""
 
     name: str = "penalty"
     w_step: str = choice("pinv", *W_STEPS)
 
 
 class Penalty(LPOM):
-    """l(x_n, y) + sum_k mu_k/2 |x_k - W_k x_{k-1} - b_k|^2, x_k >= 0 behind a ReLU.
+    """l(x_n, y) + sum_k mu_k/2 |x_k - W_k x_{k-1} - b_k|^2, with x_k >= 0 after a ReLU.
 
-    LPOM with G(u) = u^2 / 2 in the place of max(u, 0)^2 / 2: the forward pass is not stationary for it, so what it
-    minimises is not the network's loss. ``pinv`` is the proximal step of each W~_k = [W_k, b_k]:
-    argmin_V |x_k - x~_{k-1} V^T|^2 + ridge batch |V - W~_k|^2.
+    This is LPOM with G(u) = u^2 / 2 instead of max(u, 0)^2 / 2. The forward pass is not a stationary point of this
+    objective, so the method does not minimise the network's loss. ``pinv`` is the proximal step of each
+    W~_k = [W_k, b_k]: argmin_V |x_k - x~_{k-1} V^T|^2 + ridge batch |V - W~_k|^2.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class Penalty(LPOM):
         super().__init__(model, options, optimizer, scheduler)
         for layer in self.layers:
             phi = layer.activation
-            self.need(phi.is_rectifier or phi.is_identity, f"relu activations, not {phi.name}; trainer=lpom takes all")
+            self.need(phi.is_rectifier or phi.is_identity, f"relu activations, not {phi.name}; trainer=lpom takes any")
 
     def partner(self, activation: Activation, u: Tensor) -> Tensor:
         return u

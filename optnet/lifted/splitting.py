@@ -1,4 +1,4 @@
-"""What the splitting methods share: pre-activations as variables of their own, kept from step to step."""
+"""The base of the splitting methods: pre-activations are variables too and are kept from step to step."""
 
 from __future__ import annotations
 
@@ -13,18 +13,20 @@ from optnet.lifted.trainer import Blocks, Lifted, Options
 
 @dataclass(kw_only=True)
 class SplittingOptions(Options):
-    """What both splitting methods can be told.
+    """The options that both splitting methods share.
 
     Attributes:
-        full_batch: all training images in each step; else each batch starts anew from its forward pass.
+        full_batch: every step takes all training images. If false, each batch starts from its own forward pass.
     """
 
     full_batch: bool = True
 
 
 class Splitting(Lifted):
-    """Constraints x_k = phi(u_k) and u_k = W_k x_{k-1} + b_k, whose violations are |x_k - phi(u_k)|^2 and
-    |u_k - W_k x_{k-1} - b_k|^2, means over the batch. There is no activation behind the last layer.
+    """Penalises two constraints per layer, x_k = phi(u_k) and u_k = W_k x_{k-1} + b_k.
+
+    Their violations are |x_k - phi(u_k)|^2 and |u_k - W_k x_{k-1} - b_k|^2, averaged over the batch. The last layer
+    must be linear.
     """
 
     def __init__(self, model: nn.Module, options: SplittingOptions) -> None:
@@ -33,7 +35,7 @@ class Splitting(Lifted):
         self._gram: Tensor | None = None
 
     def regress(self, blocks: Blocks, k: int, residual: Tensor, lam: float) -> None:
-        """W~_k + argmin_D |residual - x~ D^T|^2 + lam |D|^2; x_0 never changes, so its Gram matrix is kept."""
+        """Adds argmin_D |residual - x~ D^T|^2 + lam |D|^2 to W~_k. The Gram matrix of x_0, a constant, is kept."""
         known = None
         if k == 0 and self.full_batch:
             known = self._gram = gram(blocks.x[0]) if self._gram is None else self._gram
@@ -42,7 +44,7 @@ class Splitting(Lifted):
 
     @abstractmethod
     def lagrangian(self, blocks: Blocks, violations: list[tuple[Tensor, Tensor]]) -> Tensor:
-        """The objective, given every layer's violations."""
+        """The objective, given the violations of every layer."""
 
     def measure(self, blocks: Blocks) -> tuple[Tensor, list[Tensor]]:
         """The gap of a layer is the mean of its two violations."""

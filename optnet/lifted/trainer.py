@@ -1,8 +1,8 @@
-"""The lifted problem and the one block-coordinate loop that all its methods share. Knows no method by name.
+"""The lifted problem and the block-coordinate loop that all its methods share. Knows no method by name.
 
-A network x_k = phi_k(W_k x_{k-1} + b_k), k = 1..n, is lifted by making its activations x_k variables of their own and
-paying for what they violate: minimise l(x_n, y) + sum_k mu_k gap_k over weights and activations, a block at a time.
-What is scored, saved and described is always the network itself, by its forward pass.
+A network x_k = phi_k(W_k x_{k-1} + b_k), k = 1..n, is lifted by turning its activations x_k into variables and
+penalising violated constraints: minimise l(x_n, y) + sum_k mu_k gap_k over weights and activations, one block at a
+time. Scores and checkpoints are always those of the network itself, through its forward pass.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from optnet.options import check, choice
 
 @dataclass
 class Blocks:
-    """The variables of one batch beside the weights.
+    """The variables of one batch other than the weights.
 
     Attributes:
         y: targets, (batch, outputs).
         x: activations x_0 (the images) .. x_n, each (batch, width).
-        u: pre-activations u_1 .. u_n, from index 0: u[k] belongs to x[k + 1] and to layer k.
-        dual: the multiplier of a method that has one.
+        u: pre-activations u_1 .. u_n, indexed from 0: u[k] belongs to x[k + 1] and to layer k.
+        dual: the multiplier, if the method has one.
     """
 
     y: Tensor
@@ -41,7 +41,7 @@ class Blocks:
 
 @dataclass(kw_only=True)
 class Options:
-    """What every method can be told.
+    """The options that all methods share.
 
     Attributes:
         loss: ``squared``, ``cross_entropy`` or ``hinge``.
@@ -51,16 +51,17 @@ class Options:
 
 
 class Lifted(ABC):
-    """A trainer by block coordinates; ``step`` takes a batch once through all blocks.
+    """A block-coordinate trainer; ``step`` updates all blocks of a batch once.
 
     Args:
         model: a chain of Linear layers and non-decreasing activations, like ``model=mlp``.
-        options: the method's own.
+        options: the options of the method.
         full_batch: every step gets all training images in the same order, and the activations are kept between
-            steps; else each batch starts from its forward pass.
+            steps. If false, each batch starts from its forward pass.
 
     Raises:
-        ModelError: the model is no such chain. ConfigError: an option is unknown or out of range.
+        ModelError: the model is not such a chain.
+        ConfigError: an option is unknown or out of range.
     """
 
     def __init__(self, model: nn.Module, options: Options, full_batch: bool = False) -> None:
@@ -72,38 +73,36 @@ class Lifted(ABC):
         self._kept: Blocks | None = None
         self._sums: list[Tensor] = []
 
-    # what a method says
+    # what a method implements
 
     @abstractmethod
     def sweep(self, blocks: Blocks) -> Iterator[str]:
-        """Updates one block after the other, and names each: ``x2``, ``u1``, ``w1``, ``dual``."""
+        """Updates one block after the other and yields the name of each: ``x2``, ``u1``, ``w1``, ``dual``."""
 
     @abstractmethod
     def measure(self, blocks: Blocks) -> tuple[Tensor, list[Tensor]]:
-        """The objective that the blocks descend on, and what the activations of each layer violate, without the factor
-        mu; means over the batch.
-        """
+        """The objective that the updates lower, and each layer's gap without the factor mu; means over the batch."""
 
     def log(self, blocks: Blocks) -> tuple[Tensor, list[Tensor]]:
-        """What is measured after a sweep."""
+        """The objective and gaps to log after a sweep."""
         return self.measure(blocks)
 
     def objective(self, blocks: Blocks) -> Tensor:
-        """The objective at the weights and blocks as they are."""
+        """The objective at the current weights and blocks."""
         return self.measure(blocks)[0]
 
     @abstractmethod
     def factor(self) -> float:
-        """mu, for the log."""
+        """mu, to be logged."""
 
     def start(self, blocks: Blocks) -> Blocks:
-        """Where the method starts, given the forward pass."""
+        """The blocks that the method starts from, given the forward pass."""
         return blocks
 
-    # the one loop
+    # the loop
 
     def forward(self, images: Tensor, labels: Tensor) -> Blocks:
-        """The feasible point: x_k = phi_k(u_k), u_k = W_k x_{k-1} + b_k.
+        """The feasible point x_k = phi_k(u_k), u_k = W_k x_{k-1} + b_k.
 
         Raises:
             DataError: the images or labels do not fit the network or each other.
@@ -119,10 +118,12 @@ class Lifted(ABC):
 
     @torch.no_grad()
     def step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """One sweep over the blocks of a batch (batch, ...), whose ``labels`` are classes, or targets (batch, outputs).
+        """One sweep over the blocks of a batch (batch, ...). ``labels`` are classes, or targets (batch, outputs).
 
-        Returns the mean loss of the network's forward pass before the sweep, and the number of right answers. The loss
-        is the cross-entropy in nats, or the trainer's own for targets; NaN once a block or the objective is not finite.
+        Returns:
+            The mean loss of the network's forward pass before the sweep, and the number of correct predictions. The
+            loss is the cross-entropy in nats, or the trainer's own loss if targets were given. It is NaN once a block
+            or the objective is not finite.
 
         Raises:
             DataError: the images or labels do not fit the network or each other.
@@ -138,7 +139,7 @@ class Lifted(ABC):
         try:
             for _ in self.sweep(blocks):
                 pass
-        except torch.linalg.LinAlgError:  # a block has no finite minimiser any more
+        except torch.linalg.LinAlgError:  # a block no longer has a finite minimiser
             return torch.full_like(loss, torch.nan), right
         objective, gaps = self.log(blocks)
         measured = [torch.ones_like(objective), objective, forward, *gaps]
@@ -146,7 +147,7 @@ class Lifted(ABC):
         return torch.where(objective.isfinite(), loss, torch.nan), right
 
     def _keep(self, fresh: Blocks) -> Blocks:
-        """The blocks of the step before, with this step's images; at the first step those of the forward pass."""
+        """The blocks of the previous step with this step's images; at the first step, those of the forward pass."""
         if self._kept is None:
             self._kept = self.start(fresh)
         if len(self._kept.x[1]) != len(fresh.y):
@@ -155,7 +156,7 @@ class Lifted(ABC):
         return self._kept
 
     def scalars(self) -> dict[str, float]:
-        """Means over the steps since the last call: objective, loss of the forward pass, gaps; and mu, weight norms."""
+        """Means over the steps since the last call (objective, loss of the forward pass, gaps), mu and weight norms."""
         logged = {"mu": self.factor()}
         if self._sums:
             count, objective, forward, *gaps = (float(value) for value in self._sums)
@@ -167,7 +168,7 @@ class Lifted(ABC):
         return logged
 
     def state_dict(self) -> dict[str, Any]:
-        """What going on needs beside the model's own: tensors and plain containers."""
+        """What resuming needs besides the model's own state, as tensors and plain containers."""
         kept = self._kept
         blocks = None if kept is None else {"x": kept.x[1:], "u": kept.u, "dual": kept.dual}
         return {"blocks": blocks, "sums": self._sums}
@@ -182,8 +183,10 @@ class Lifted(ABC):
             self._kept = Blocks(nowhere, [nowhere, *x], u, dual)
 
     def need(self, condition: bool, what: str) -> None:
-        """Raises:
-        ModelError: the condition does not hold.
+        """Checks a condition that the method needs; ``what`` is named in the message.
+
+        Raises:
+            ModelError: the condition does not hold.
         """
         if not condition:
             raise ModelError(f"trainer={type(self).__name__.lower()} needs {what}")

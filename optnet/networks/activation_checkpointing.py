@@ -1,4 +1,4 @@
-"""Layers that are computed again in the backward pass, so that their activations need not be kept. Knows no network."""
+"""Activation checkpointing: layers are recomputed in the backward pass instead of keeping their activations."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ MEMORY = ("keep", "checkpoint")
 
 
 def recomputed(layer: nn.Module, *arguments: Any) -> Any:
-    """``layer(*arguments)``, of which only the arguments are kept for the backward pass. Chen et al. 2016.
+    """``layer(*arguments)``, with only the arguments kept for the backward pass. Chen et al. 2016.
 
-    Exporting, tracing and ``torch.fx.symbolic_trace`` see the layer alone. TorchScript and torch.func do not take
-    it: ``set_grad_checkpointing(False)`` first.
+    Export, tracing and ``torch.fx.symbolic_trace`` see a plain call of the layer. TorchScript and torch.func do not
+    support checkpointing: call ``set_grad_checkpointing(False)`` first.
     """
     if not torch.is_grad_enabled() or torch.compiler.is_exporting() or torch.jit.is_tracing():
         return layer(*arguments)
-    if torch.compiler.is_compiling():  # the compiler computes again what it needs, and updates statistics once
+    if torch.compiler.is_compiling():  # the compiler recomputes by itself and updates statistics once
         return checkpoint(layer, *arguments, use_reentrant=False)
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
@@ -30,9 +30,9 @@ def recomputed(layer: nn.Module, *arguments: Any) -> Any:
 
 
 class _StatisticsKept:
-    """Running statistics stay as the first pass left them: without this a norm would count every batch twice.
+    """Keeps running statistics unchanged during recomputation; otherwise a norm would count every batch twice.
 
-    It is entered once for each backward pass through the layer.
+    It is entered once per backward pass through the layer.
     """
 
     def __init__(self, layer: nn.Module) -> None:
@@ -54,7 +54,7 @@ class _StatisticsKept:
 
 
 def called(node: fx.Node) -> tuple[str, tuple[Any, ...]]:
-    """The name of the layer that a node of a graph calls, kept or recomputed, and its arguments; "" for other nodes."""
+    """The name and arguments of the layer that a graph node calls, checkpointed or not; "" for all other nodes."""
     if node.op == "call_module":
         return str(node.target), node.args
     if node.target is recomputed:
@@ -64,7 +64,7 @@ def called(node: fx.Node) -> tuple[str, tuple[Any, ...]]:
 
 
 def set_recomputing(body: fx.GraphModule, enable: bool) -> None:
-    """Makes every layer of a graph that has parameters be computed again, or be called as it was."""
+    """Turns checkpointing on or off for every layer of a graph that has parameters."""
     for node in list(body.graph.nodes):
         new: fx.Node | None = None
         with body.graph.inserting_before(node):

@@ -1,4 +1,4 @@
-"""How a network's weights start: the schemes by the name that ``init=`` takes. Knows no model and no family."""
+"""Initialisation of weights: the schemes, by their names in ``init=``. Knows no model and no layer family."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ Fill = Callable[[Tensor, float], Any]
 
 @runtime_checkable
 class Classifier(Protocol):
-    """timm's contract, as far as it is needed here."""
+    """The part of timm's model contract that is needed here."""
 
     def get_classifier(self) -> nn.Module: ...
 
 
 def _fan_in(weight: Tensor, gain: float) -> None:
-    """U(-1/sqrt(n), 1/sqrt(n)), n inputs: variance 1 / (3 n)."""
+    """U(-1/sqrt(n), 1/sqrt(n)) for n inputs: variance 1 / (3 n)."""
     nn.init.uniform_(weight, -(weight[0].numel() ** -0.5), weight[0].numel() ** -0.5)
 
 
@@ -44,19 +44,19 @@ SCHEMES: dict[str, Fill | None] = {
     "fan_in": _fan_in,
     "lsuv": None,
 }
-"""What fills a weight (outputs, inputs, ...) of one group of channels, given the activation's gain.
+"""The functions that fill a weight (outputs, inputs, ...) of one channel group, given the activation's gain.
 
-Inputs n and outputs m count the kernel: channels of a group times its area, for transposed convolutions too.
-default: the model's own. glorot_*: variance 2 / (inputs + outputs), Glorot and Bengio 2010. he: gain^2 / inputs, He et
-al. 2015. orthogonal: gain times a matrix with orthonormal rows or columns, Saxe et al. 2014. fan_in: 1 / (3 inputs),
-LeCun et al. 1998. lsuv: orthonormal, then scaled until every layer's output has unit variance on a batch, Mishkin and
-Matas 2016.
+The numbers of inputs and outputs include the kernel: they are channels of a group times the kernel's area, also for
+transposed convolutions. default: the model's own initialisation. glorot_*: variance 2 / (inputs + outputs), Glorot and
+Bengio 2010. he: variance gain^2 / inputs, He et al. 2015. orthogonal: gain times a matrix with orthonormal rows or
+columns, Saxe et al. 2014. fan_in: variance 1 / (3 inputs), LeCun et al. 1998. lsuv: orthonormal, then scaled until the
+output of every layer has unit variance on a batch, Mishkin and Matas 2016.
 """
 GAINED = ("he", "orthogonal")
 """The schemes that take a gain."""
 OUTPUT_BIASES = ("zero", "frequencies")
 NOT_ELEMENTWISE = (nn.MultiheadAttention, nn.GLU, nn.Softmax, nn.Softmax2d, nn.Softmin, nn.LogSoftmax)
-"""What stands among torch's activations and is no function of a number."""
+"""Modules of torch's activation package that are not elementwise functions."""
 
 
 def initialise(
@@ -69,29 +69,30 @@ def initialise(
     bias: float | None = None,
     output_bias: str | None = None,
 ) -> None:
-    """Starts the weights of all linear maps and convolutions by a scheme; norms and coefficients keep their start.
+    """Initialises the weights of all linear layers and convolutions; norms and coefficients keep their values.
 
-    Weight-normed layers then start from the data, if there are any: see ``start_from_data``.
+    If ``images`` are given, weight-normed layers are then initialised from the data: see ``start_from_data``.
 
     Args:
+        model: the network, any ``nn.Module``.
         scheme: one of ``SCHEMES``.
-        images: a batch, for what starts from data.
-        labels: of the training split, for ``output_bias='frequencies'``.
-        gain: for ``he`` and ``orthogonal``; by default the activation's: see ``activation_gain``.
-        bias: of all hidden layers and norms. A small positive one lets every ReLU begin active.
-        output_bias: of the classifier: ``zero``, or ``frequencies``: log p_c, p_c the frequency of class c, with
-            weights of 0: the initial loss is the entropy of the frequencies.
+        images: a batch, for schemes that depend on data.
+        labels: the labels of the training split, for ``output_bias='frequencies'``.
+        gain: for ``he`` and ``orthogonal``; by default that of the activation, see ``activation_gain``.
+        bias: the bias of all hidden layers and norms. A small positive value makes every ReLU active at first.
+        output_bias: the bias of the classifier. ``zero``, or ``frequencies``: log p_c with p_c the frequency of class
+            c, and weights of 0, so that the initial loss is the entropy of the class frequencies.
 
     Raises:
-        ConfigError: an unknown scheme, one that the model or a missing batch rules out, a gain that the scheme does
-            not take, or labels that the classifier does not have.
+        ConfigError: the scheme is unknown, does not suit the model, or needs a batch that is missing; the scheme takes
+            no gain; or a label is out of the classifier's range.
     """
     if scheme not in SCHEMES:
         raise ConfigError(f"init={scheme} is unknown; it is one of {', '.join(SCHEMES)}")
     if output_bias not in (None, *OUTPUT_BIASES):
         raise ConfigError(f"init.output_bias={output_bias} is unknown; it is one of {', '.join(OUTPUT_BIASES)}")
     if gain is not None and scheme not in GAINED:
-        raise ConfigError(f"init.gain={gain:g} goes with {' and '.join(GAINED)} alone; leave it out of init={scheme}")
+        raise ConfigError(f"init.gain={gain:g} is only for {' and '.join(GAINED)}; leave it out of init={scheme}")
     fill = SCHEMES[scheme]
     if fill is not None:
         gain = activation_gain(model) if gain is None else gain
@@ -118,7 +119,7 @@ def initialise(
 
 
 def needs_data(model: nn.Module, scheme: str) -> bool:
-    """Whether the start depends on a batch."""
+    """Whether the initialisation depends on a batch."""
     return scheme == "lsuv" or any(_weight_normed(layer) for layer in linear_maps(model))
 
 
@@ -128,14 +129,14 @@ def linear_maps(model: nn.Module) -> list[Any]:
 
 
 def groups(layer: Any, weight: Tensor) -> Tensor:
-    """A view of a layer's weight, (groups, outputs of a group, inputs of a group, *kernel)."""
+    """A view of a layer's weight as (groups, outputs of a group, inputs of a group, *kernel)."""
     parts = weight.unflatten(0, (getattr(layer, "groups", 1), -1))
     return parts.transpose(1, 2) if getattr(layer, "transposed", False) else parts
 
 
 @torch.no_grad()
 def set_weight(layer: nn.Module, weight: Tensor) -> None:
-    """Gives a layer a weight, a parametrized one through its parametrization."""
+    """Sets the weight of a layer, through its parametrization if it has one."""
     if parametrize.is_parametrized(layer, "weight"):
         layer.weight = weight
     else:
@@ -158,9 +159,9 @@ def _first_parametrization(module: Any) -> nn.Module:
 
 
 def activation_gain(model: nn.Module) -> float:
-    """(E phi(z)^2)^(-1/2), z ~ N(0, 1), of the model's first activation: sqrt 2 for ReLU; 1 if there is none.
+    """(E phi(z)^2)^(-1/2) for z ~ N(0, 1) and the model's first activation: sqrt 2 for ReLU; 1 without an activation.
 
-    With weights of variance gain^2 / inputs the second moment stays the same from layer to layer. He et al. 2015.
+    Weights of variance gain^2 / inputs keep the second moment the same from layer to layer. He et al. 2015.
     """
     for module in model.modules():
         place = type(module).__module__
@@ -168,7 +169,7 @@ def activation_gain(model: nn.Module) -> float:
         if isinstance(module, Elementwise) or (among and not isinstance(module, NOT_ELEMENTWISE)):
             z = torch.linspace(-12, 12, 24_001, dtype=torch.float64)
             density = torch.exp(-z.square() / 2) / math.sqrt(2 * math.pi)
-            channels = z[:, None].repeat(1, getattr(module, "num_parameters", 1))  # PReLU may have a slope for each
+            channels = z[:, None].repeat(1, getattr(module, "num_parameters", 1))  # PReLU may have a slope per channel
             with torch.no_grad():
                 values = copy.deepcopy(module).cpu().double().eval()(channels)
             return float(torch.trapezoid(values.square().mean(1) * density, z)) ** -0.5
@@ -187,7 +188,7 @@ def _lsuv(model: nn.Module, images: Tensor | None) -> None:
     handles = [layer.register_forward_pre_hook(_protect) for layer in linear_maps(model)]
     try:
         with mode(model, training=False), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # layers that the model does not call are left as they are
+            warnings.simplefilter("ignore")  # lsuv warns of layers that the model does not call
             lsuv.lsuv_with_singlebatch(model, images, std_tol=0.005, verbose=False, device=images.device)
     finally:
         for handle in handles:
@@ -195,17 +196,17 @@ def _lsuv(model: nn.Module, images: Tensor | None) -> None:
 
 
 def _protect(layer: nn.Module, arguments: tuple[Any, ...]) -> None:
-    """Hands a copy of the coming output on: lsuv looks at the output later, and in-place layers would change it."""
+    """Passes on a copy of the next output, because lsuv reads the output later and in-place layers would change it."""
 
     def copy(layer: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
         handle.remove()
         return output.clone()
 
-    handle = layer.register_forward_hook(copy)  # registered now, it runs behind lsuv's own hook
+    handle = layer.register_forward_hook(copy)  # registered now, so it runs after lsuv's hook
 
 
 def _weight_normed(layer: Any) -> bool:
-    """Whether there is a bias and the weight is g v / |v| with a g for each output channel, so that both can start."""
+    """Whether the layer has a bias and a weight g v / |v| with one g per output channel."""
     if not parametrize.is_parametrized(layer, "weight") or layer.bias is None:
         return False
     chain = layer.parametrizations.weight
@@ -217,17 +218,17 @@ def _weight_normed(layer: Any) -> bool:
 
 @torch.no_grad()
 def start_from_data(model: nn.Module, images: Tensor) -> None:
-    """g = 1 / sigma(t), b = -mean(t) / sigma(t), t = v x / |v|, for weight-normed layers: mean 0, variance 1.
+    """g = 1 / sigma(t), b = -mean(t) / sigma(t), t = v x / |v|: weight-normed layers get outputs of mean 0, variance 1.
 
-    Over the batch, channel by channel, one layer after the other in a single pass; a layer that is called several times
-    starts at its first call. Salimans and Kingma 2016, eq. (5).
+    Mean and sigma are per channel over the batch. A single forward pass initialises one layer after the other; a layer
+    that is called several times is initialised at its first call. Salimans and Kingma 2016, eq. (5).
     """
     hooks: dict[nn.Module, Any] = {}
 
     def start(layer: Any, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
         hooks[layer].remove()
         unscaled = (arguments[0], None, *arguments[2:]) if isinstance(layer, Conv2d) else arguments
-        t = layer.forward(*unscaled)  # ours without the weight of a sum on its output
+        t = layer.forward(*unscaled)  # without the coefficient that our convolution puts on its output
         channels = t.ndim - 1 if isinstance(layer, nn.Linear) else 1
         over = [dim for dim in range(t.ndim) if dim != channels]
         mean, deviation = t.mean(over), t.std(over, correction=0).clamp_min(1e-6)
@@ -266,6 +267,6 @@ def _start_classifier(model: nn.Module, output_bias: str, labels: Tensor | None)
         classes = len(layer.bias)
         if not len(labels) or labels.min() < 0 or labels.max() >= classes:
             raise ConfigError(f"init.output_bias=frequencies needs labels from 0 to {classes - 1}, the model's classes")
-        counts = torch.bincount(labels.cpu(), minlength=classes).clamp_min(1)  # an empty class stays possible
+        counts = torch.bincount(labels.cpu(), minlength=classes).clamp_min(1)  # an empty class: finite bias
         layer.bias.copy_((counts / counts.sum()).log())
         nn.init.zeros_(layer.weight)

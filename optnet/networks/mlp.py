@@ -1,4 +1,4 @@
-"""The multilayer perceptron: the plain chain on which training with and without backpropagation is compared."""
+"""The multilayer perceptron, on which training with and without backpropagation is compared."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from optnet.networks.objectives import Activation, Elementwise
 
 
 class MLP(nn.Module):
-    """x_k = phi(W_k x_{k-1} + b_k), logits W_n x_{n-1} + b_n; images (batch, in_chans, height, width), flattened.
+    """x_k = phi(W_k x_{k-1} + b_k), logits W_n x_{n-1} + b_n, on flattened images (batch, in_chans, height, width).
 
-    Weights and biases start at U(-1/sqrt(inputs), 1/sqrt(inputs)), the fan-in rule.
+    Weights and biases are initialised with U(-1/sqrt(inputs), 1/sqrt(inputs)), the fan-in rule.
 
     Args:
         hidden: the widths of the hidden layers.
-        act_layer: an activation of ``optnet.objectives`` or its name, or a non-decreasing elementwise function.
+        act_layer: an activation of ``optnet.objectives``, its name, or a non-decreasing elementwise function.
         img_size: height and width of the images.
 
     Raises:
-        ModelError: an unknown activation or an impossible width. RequestError: see ``optnet.objectives.own``.
+        ModelError: the activation is unknown or a width is impossible.
+        RequestError: a function cannot be used as an activation; see ``optnet.objectives.own``.
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         if not hidden or any(type(width) is not int or width < 1 for width in hidden):
-            raise ModelError(f"hidden={list(hidden)} must be whole numbers of at least 1, a width each")
+            raise ModelError(f"hidden={list(hidden)} must be whole numbers of at least 1, one per layer")
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
         chosen = _activation(act_layer)
@@ -61,7 +62,7 @@ class MLP(nn.Module):
         return self.head
 
     def reset_classifier(self, num_classes: int, **dd: Any) -> None:
-        """A new last layer; none if ``num_classes`` is 0."""
+        """Replaces the last layer; removes it if ``num_classes`` is 0."""
         self.num_classes = num_classes
         self.head = nn.Linear(self.num_features, num_classes, **dd) if num_classes else nn.Identity()
 

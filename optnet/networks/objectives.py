@@ -1,12 +1,14 @@
-"""What a layer minimises: activation <-> objective (Lemma 4), activation <-> proximal function.
+"""The function that a layer minimises, for each activation (Lemma 4), and the activation's proximal pair.
 
-Lemma 4 (Li, Yang, Chen, Lin 2018): let W be symmetric positive definite, U = W^(1/2), psi' = phi. Then
-f(z) = |z|^2 / 2 - sum_i psi((U z + b)_i) has z - grad f(z) = U phi(U z + b), so that the layer x -> phi(W x + b) is
-gradient descent with unit step on f in z = U x. Three lines of the published table are misprinted: softsign's psi for
-t <= 0 (a logarithm of a negative number), leaky ReLU's (alpha^2 for alpha), ELU's (it jumps by alpha at 0).
+Lemma 4 (Li, Yang, Chen, Lin 2018): let W be symmetric positive definite, U = W^(1/2) and psi' = phi. Then
+f(z) = |z|^2 / 2 - sum_i psi((U z + b)_i) satisfies z - grad f(z) = U phi(U z + b). So the layer x -> phi(W x + b) is
+gradient descent with unit step size on f in z = U x. Three rows of the published table are misprinted and corrected
+here: the psi of softsign for t <= 0 (the logarithm of a negative number), of leaky ReLU (alpha^2 instead of alpha) and
+of ELU (a jump by alpha at 0).
 
-Fenchel and Young: for non-decreasing phi, G = psi and its conjugate F(x) = sup_u (x u - G(u)) give
-F(x) + G(u) - x u >= 0, with equality exactly at x = phi(u): the proximal pair that lifted training penalises.
+Fenchel and Young: for a non-decreasing phi, G = psi and its conjugate F(x) = sup_u (x u - G(u)) satisfy
+F(x) + G(u) - x u >= 0, with equality exactly at x = phi(u). Lifted training penalises this gap; (F, G) is the proximal
+pair of phi.
 """
 
 from __future__ import annotations
@@ -31,15 +33,16 @@ RECTIFIER: Pieces = ((0, 0, -math.inf, 0), (1, 0, 0, math.inf))
 
 @dataclass(frozen=True)
 class Activation:
-    """An elementwise activation and what belongs to it.
+    """An elementwise activation and the functions that belong to it.
 
     Attributes:
+        name: its name.
         phi: the activation.
-        psi: a function with psi' = phi; also G of the proximal pair.
+        psi: a function with psi' = phi; also the G of the proximal pair.
         lipschitz: the Lipschitz constant of phi.
-        monotone: whether phi does not decrease anywhere.
+        monotone: whether phi is non-decreasing.
         conjugate: F = psi*, infinite outside its domain; None if phi is not monotone.
-        pieces: a piecewise linear phi as (slope, offset, low, high): phi(t) = slope t + offset on [low, high].
+        pieces: for a piecewise linear phi, (slope, offset, low, high) with phi(t) = slope t + offset on [low, high].
     """
 
     name: str
@@ -61,7 +64,7 @@ class Activation:
         return self.pieces == RECTIFIER
 
     def slope(self, u: Tensor) -> Tensor:
-        """phi'(u), elementwise; at a kink one of its one-sided values."""
+        """phi'(u), elementwise; at a kink, one of the one-sided derivatives."""
         slopes: Tensor = torch.func.vjp(self.phi, u)[1](torch.ones_like(u))[0]
         return slopes
 
@@ -70,7 +73,7 @@ class Activation:
         return self.psi(u)
 
     def F(self, x: Tensor) -> Tensor:
-        """F(x) = sup_u (x u - G(u)), elementwise; infinite where no u gives x, up to the closure.
+        """F(x) = sup_u (x u - G(u)), elementwise; infinite outside the closure of the range of phi.
 
         Raises:
             RequestError: the activation decreases somewhere.
@@ -83,7 +86,7 @@ class Activation:
 
 
 class Elementwise(nn.Module):
-    """x -> phi(x), an activation as a layer."""
+    """x -> phi(x): an activation as a module."""
 
     def __init__(self, activation: Activation) -> None:
         super().__init__()
@@ -100,8 +103,9 @@ def objective(activation: Activation, U: Tensor, bias: Tensor | None = None) -> 
     """f(z) = |z|^2 / 2 - sum_i psi((U z + b)_i) for z of shape (batch, n); returns shape (batch,).
 
     Args:
-        U: (n, n), symmetric positive definite: the root of the layer's W.
-        bias: b, (n,) or (batch, n): input injection.
+        activation: phi and psi.
+        U: (n, n), symmetric positive definite, the square root of the layer's W.
+        bias: b, of shape (n,), or (batch, n) for input injection.
     """
 
     def f(z: Tensor) -> Tensor:
@@ -127,7 +131,7 @@ def log1pexp(t: Tensor) -> Tensor:
 def softplus_integral(t: Tensor) -> Tensor:
     """-Li_2(-e^t), the integral of log(1 + e^s) from -infinity to t, to machine precision.
 
-    For t <= 0 with u = log(1 + e^t): u + u^2/4 + sum_n B_2n u^(2n+1) / (2n+1)!; for t > 0 by reflection,
+    For t <= 0 and u = log(1 + e^t) it is u + u^2/4 + sum_n B_2n u^(2n+1) / (2n+1)!. For t > 0 reflection gives
     t^2/2 + pi^2/6 - (the value at -t).
     """
     u = log1pexp(-t.abs())
@@ -227,7 +231,7 @@ def elu(alpha: float = 1.0) -> Activation:
 
 
 def swish() -> Activation:
-    """t / (1 + e^-t), also called SiLU; psi = t log(1 + e^t) + Li_2(-e^t). It decreases below t = -1.278."""
+    """t / (1 + e^-t), also called SiLU; psi = t log(1 + e^t) + Li_2(-e^t). It is decreasing for t < -1.278."""
 
     def psi(t: Tensor) -> Tensor:
         return t * log1pexp(t) - softplus_integral(t)
@@ -236,7 +240,7 @@ def swish() -> Activation:
 
 
 def gelu() -> Activation:
-    """t Phi(t), Phi the normal distribution; psi = ((t^2 - 1) Phi(t) + t Phi'(t)) / 2. Decreases below t = -0.752."""
+    """t Phi(t), Phi the normal CDF; psi = ((t^2 - 1) Phi(t) + t Phi'(t)) / 2. It is decreasing for t < -0.752."""
 
     def psi(t: Tensor) -> Tensor:
         density = torch.exp(-t * t / 2) / math.sqrt(2 * math.pi)
@@ -264,17 +268,18 @@ def identity() -> Activation:
 
 
 def own(phi: Function, name: str = "own") -> Activation:
-    """Your own non-decreasing phi; psi by quadrature, F through the inverse of phi by bisection, beta from a grid.
+    """An activation made from your own non-decreasing phi.
 
-    psi(t) = int_0^t phi is good to 1e-9 for a phi that is smooth but for a kink at 0.
+    psi comes from quadrature, F from the inverse of phi by bisection, and the Lipschitz constant from a grid.
+    psi(t) = int_0^t phi is accurate to 1e-9 if phi is smooth, except for a kink at 0.
 
     Raises:
-        RequestError: phi decreases somewhere on [-40, 40], is not finite there, or has no finite slope.
+        RequestError: on [-40, 40] phi decreases somewhere, is not finite, or has an infinite slope.
     """
     grid = torch.linspace(-40, 40, 400_001, dtype=torch.float64)
     values = phi(grid)
     if values.shape != grid.shape or not bool(values.isfinite().all()):
-        raise RequestError(f"{name}: phi must map a tensor to a finite one of its shape, elementwise")
+        raise RequestError(f"{name}: phi must map a tensor elementwise to a finite tensor of the same shape")
     steps = values.diff() / grid.diff()
     low = steps.argmin()
     if steps[low] < -1e-9:
@@ -311,7 +316,7 @@ ACTIVATIONS: dict[str, Callable[..., Activation]] = {
 
 
 def activation(name: str, **parameters: float) -> Activation:
-    """The activation of a name.
+    """The activation with a name.
 
     Raises:
         RequestError: there is no such activation, or a parameter is out of range.

@@ -1,4 +1,4 @@
-"""How large activations and gradients are at every depth of a network, before it is trained. Changes no weight."""
+"""Measures how large activations and gradients are at every depth of an untrained network. Changes no weight."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from optnet.networks.unrolled import unrolled_in
 
 @dataclass(frozen=True)
 class Point:
-    """One depth: the input of a layer, for our networks an iterate x_k.
+    """One depth of the network: the input of a layer, which is an iterate x_k in our networks.
 
     Attributes:
-        layer: the layer's name.
-        activation: root mean square of the input's entries.
-        gradient: Euclidean norm of the gradient in the input, over that of the deepest layer's.
+        layer: the name of the layer.
+        activation: the root mean square of the input's entries.
+        gradient: the Euclidean norm of the gradient in the input, divided by that of the deepest layer.
     """
 
     layer: str
@@ -36,13 +36,19 @@ class Point:
 def of(
     name: str, scheme: str, options: Mapping[str, Any], *, batch: int = 16, size: int | None = None, seed: int = 0
 ) -> tuple[str, list[Point]]:
-    """The signal of a model by timm's name, freshly started by a scheme, on noise N(0, 1); and the noise's shape.
+    """The shape of a batch of N(0, 1) noise, and the signal of a freshly initialised timm model on it.
 
     Args:
-        size: of the images; by default the model's, of one that takes other sizes too at most 64.
+        name: the model's name in timm.
+        scheme: the initialisation, one of ``initialisation.SCHEMES``.
+        options: the model's keyword arguments.
+        batch: the number of images.
+        size: their height and width. By default the model's input size, at most 64 if the model takes any size.
+        seed: the seed of weights and noise.
 
     Raises:
-        ModelError, ConfigError: there is no such model, it cannot have the options, or the scheme does not go with it.
+        ModelError: there is no such model, or it does not take these options or images.
+        ConfigError: the scheme does not suit the model.
     """
     if not timm.is_model(name):
         raise ModelError(f"unknown model '{name}'; see optnet.list_models() and timm.list_models()")
@@ -61,7 +67,7 @@ def of(
 
 @contextmanager
 def _refused(name: str) -> Iterator[None]:
-    """What a foreign model says of options, images or a scheme that it does not take, in one line."""
+    """Turns a foreign model's exception about options, images or a scheme into one line."""
     try:
         yield
     except RequestError:
@@ -71,13 +77,13 @@ def _refused(name: str) -> Iterator[None]:
 
 
 def measure(model: nn.Module, images: Tensor, seed: int = 0) -> list[Point]:
-    """The signal at every call of the operator T (of other models: at every linear map), in the order of the calls.
+    """The signal at every call of the operator T (in other models, of every linear layer), in the order of the calls.
 
-    In training mode. The gradient is that of a random linear function of the logits, so no loss weighs in. A
-    call through which no gradient runs from the logits to the images is no point.
+    The model runs in training mode. The gradient is that of a random linear function of the logits, so it does not
+    depend on a loss. Calls that are not on a path from the images to the logits are left out.
 
     Raises:
-        ModelError: the model does not return one tensor, or no gradient reaches its deepest layer.
+        ModelError: the model does not return a single tensor, or no gradient reaches its deepest layer.
     """
     names: list[str] = []
     sizes: list[float] = []
@@ -104,11 +110,11 @@ def measure(model: nn.Module, images: Tensor, seed: int = 0) -> list[Point]:
                 hooks.append(layer.register_forward_pre_hook(look(name)))
             try:
                 logits = model(images)
-            finally:  # before the backward pass, which calls checkpointed layers again
+            finally:  # before the backward pass, which recomputes checkpointed layers
                 for hook in hooks:
                     hook.remove()
             if not isinstance(logits, Tensor):
-                raise ModelError("the signal is that of a model which returns one tensor; this one returns several")
+                raise ModelError("the signal needs a model that returns one tensor; this one returns several")
             direction = torch.randn(logits.shape, generator=torch.Generator().manual_seed(seed)).to(logits)
             torch.autograd.grad((logits * direction).sum(), images)
     finally:
@@ -122,7 +128,7 @@ def measure(model: nn.Module, images: Tensor, seed: int = 0) -> list[Point]:
 
 
 def _layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers T of all unrolled algorithms by name; of a model without one, all linear maps."""
+    """The layers T of all unrolled algorithms by name; in a model without one, all linear layers and convolutions."""
     found: dict[str, nn.Module] = {}
     for stage, module in unrolled_in(model).items():
         for name, layer in module.served_by(module.program.main).items():
@@ -132,7 +138,7 @@ def _layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def figure(points: dict[str, Sequence[Point]], title: str) -> Figure:
-    """Activations and gradients against depth, a line for each entry, on logarithmic scales."""
+    """A plot of activations and gradients against depth on logarithmic scales, with a line per entry of ``points``."""
     made = Figure(figsize=(10, 4), layout="constrained")
     left, right = made.subplots(1, 2)
     for label, line in points.items():

@@ -1,4 +1,4 @@
-"""The layers that stand for an algorithm's operators, by the name that ``layer=`` takes."""
+"""The layer families that serve as an algorithm's operators, by their names in ``layer=``."""
 
 from optnet.networks.layers.dense import Dense, DenseBC
 from optnet.networks.layers.family import Family

@@ -1,4 +1,4 @@
-"""The convolution that takes a weight on its output or on its input channels. No norm and no layer of a family."""
+"""A convolution that takes a weight on its output or its input channels. Knows no layer family."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from torch import Tensor, nn
 
 
 class Conv2d(nn.Conv2d):
-    """``scale * (W (in_scale * x) + b)``: a convolution that is scaled through its weights.
+    """``scale * (W (in_scale * x) + b)``: a convolution whose weights are scaled, not its activations.
 
-    ``scale`` has no dimension, or one value for each output channel; ``in_scale`` (1 or output channels, input
-    channels, 1, 1).
+    ``scale`` is a 0-d tensor or has one value per output channel. ``in_scale`` has the shape (1 or output channels,
+    input channels, 1, 1).
     """
 
     def forward(self, input: Tensor, scale: Tensor | None = None, in_scale: Tensor | None = None) -> Tensor:
@@ -24,7 +24,7 @@ class Conv2d(nn.Conv2d):
 
 
 class NormConv2d(nn.Module):
-    """``scale * W norm(x)``: the norm before the linear map."""
+    """``scale * W norm(x)``: a norm followed by a convolution."""
 
     def __init__(self, norm: nn.Module, conv: Conv2d) -> None:
         super().__init__()

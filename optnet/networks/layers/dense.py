@@ -1,4 +1,4 @@
-"""The layers of DenseNet: one convolution over a concatenation is the sum of all fresh calls of an operator."""
+"""The layers of DenseNet: one convolution over a concatenation computes the sum of all fresh calls of an operator."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from optnet.networks.layers.family import Family
 
 
 class DenseSum(nn.Module):
-    """``sum_j alpha_j W_j phi(BN x_j)``, as one convolution over the concatenated x_j.
+    """``sum_j alpha_j W_j phi(BN x_j)``, computed as one convolution over the concatenated x_j.
 
-    The alpha_j are folded into the slices of the convolution's weights. Huang, Liu, van der Maaten, Weinberger 2017.
+    Each alpha_j scales its slice of the convolution's weights. Huang, Liu, van der Maaten, Weinberger 2017.
     """
 
     def __init__(self, family: Family, in_chs: list[int], out_chs: int, kernel: int) -> None:
@@ -31,7 +31,7 @@ class DenseSum(nn.Module):
         return self.conv1(out, None, None if weights is None else self._per_channel(torch.stack(weights)))
 
     def _per_channel(self, alpha: Tensor) -> Tensor:
-        """Weights (terms,) or (terms, out channels) as the convolution's (1 or out channels, in channels, 1, 1)."""
+        """Weights (terms,) or (terms, out channels), expanded to (1 or out channels, in channels, 1, 1)."""
         repeated: list[Tensor] = []
         start = 0
         for chs, terms in self.runs:
@@ -41,7 +41,7 @@ class DenseSum(nn.Module):
 
 
 class DenseTail(nn.Module):
-    """``W phi(BN x)``: the 3x3 half of a bottleneck-compressed layer, in the place of P."""
+    """``W phi(BN x)``: the 3x3 half of a DenseNet-BC layer; it serves as P."""
 
     def __init__(self, family: Family, in_chs: int) -> None:
         super().__init__()
@@ -72,15 +72,17 @@ class Dense(Family):
 
     @property
     def stage_chs(self) -> int:
-        """Channels of x_0, behind the transition."""
+        """Channels of x_0, the transition's output."""
         return self.in_chs if self.first else int(self.in_chs * self.compression)
 
     def P(self) -> LayerFactory:
         return LayerFactory(self._tail)
 
     def _tail(self, call: Call) -> nn.Module:
-        """Raises:
-        ModelError: the call is of a starting point, which has another width than what P gives.
+        """The layer of a call of P.
+
+        Raises:
+            ModelError: P is applied to a starting point, whose width differs from that of P's output.
         """
         if call.starts[0]:
             raise ModelError(f"dense layers have no {call.operator} for a starting point; use another layer=")

@@ -1,4 +1,4 @@
-"""The norms by the name that ``norm=`` takes. The scale of a sum goes into a norm's affine map, behind normalising."""
+"""The norms by their names in ``norm=``. A coefficient scales a norm's affine map, after the normalisation."""
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 class BatchNorm2d(nn.BatchNorm2d):
     """``scale * (gamma (x - mean) / sqrt(var + eps) + beta)``. Ioffe and Szegedy 2015.
 
-    ``scale`` has no dimension, or one value for each channel.
+    ``scale`` is a 0-d tensor or has one value per channel.
     """
 
     def forward(self, input: Tensor, scale: Tensor | None = None) -> Tensor:
@@ -17,14 +17,14 @@ class BatchNorm2d(nn.BatchNorm2d):
         momentum = 0.0 if self.momentum is None else self.momentum
         if self.training and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
-            if self.momentum is None:  # torch's cumulative mean
+            if self.momentum is None:  # the cumulative mean, as in torch
                 momentum = 1.0 / float(self.num_batches_tracked)
         training = self.training or self.running_mean is None
         return F.batch_norm(input, self.running_mean, self.running_var, weight, bias, training, momentum, self.eps)
 
 
 class MeanOnlyBatchNorm2d(nn.Module):
-    """``scale * (x - mean + beta)``, the mean of the batch, or its running mean. Salimans and Kingma 2016."""
+    """``scale * (x - mean + beta)``, mean: batch mean or running mean. Salimans and Kingma 2016."""
 
     running_mean: Tensor
     num_batches_tracked: Tensor
@@ -61,7 +61,7 @@ class MeanOnlyBatchNorm2d(nn.Module):
 class GroupNorm(nn.GroupNorm):
     """``scale * (gamma (x - mean) / sqrt(var + eps) + beta)`` over groups of channels. Wu and He 2018.
 
-    A group has 16 channels, as there, or as few more as divide their number.
+    A group has 16 channels, as in the paper, or the next larger number that divides the channels.
     """
 
     def __init__(self, chs: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> None:
@@ -75,14 +75,14 @@ class GroupNorm(nn.GroupNorm):
 
 
 class Unnormed(nn.Module):
-    """``x``, in the place of a norm. It takes no scale: that goes into the convolution."""
+    """``x``: stands where a norm would. It ignores the scale, which goes into the convolution instead."""
 
     def forward(self, input: Tensor, scale: Tensor | None = None) -> Tensor:
         return input
 
 
 def scaled(norm: nn.Module, x: Tensor, scale: Tensor | None) -> Tensor:
-    """``scale * norm(x)``, through the norm's affine map; behind it if a frozen or synchronised norm took its place."""
+    """``scale * norm(x)`` through the norm's affine map, or after it for foreign norms (frozen or synchronised)."""
     if isinstance(norm, BatchNorm2d | MeanOnlyBatchNorm2d | GroupNorm | Unnormed):
         return norm(x, scale)
     return norm(x) if scale is None else norm(x) * scale.type_as(x).reshape(-1, 1, 1)
@@ -96,4 +96,4 @@ NORMS: dict[str, type[nn.Module] | None] = {
     "none": None,
 }
 PLACES = ("after", "before")
-"""Where a norm may stand: after the linear map or before it."""
+"""The positions of a norm: after the linear map or before it."""

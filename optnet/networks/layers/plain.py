@@ -22,7 +22,7 @@ class PlainLayer(nn.Module):
 
 
 class Plain(Family):
-    """T = conv-BN-activation, meant for the map reading; P = identity unless it is named."""
+    """T = conv-BN-activation, for the map reading; P is the identity unless it is asked for."""
 
     def T(self) -> LayerFactory:
         return LayerFactory(self._layer)

@@ -1,4 +1,4 @@
-"""The branches F of residual networks, T = id + F: basic and bottleneck, activation after or before."""
+"""The branches F of residual networks, T = id + F: basic and bottleneck, post-activation and pre-activation."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from optnet.networks.layers.norms import Unnormed, scaled
 
 
 def _places(into_norm: bool, weights: list[Tensor] | None) -> tuple[Tensor | None, Tensor | None]:
-    """The weight of a layer, for its last convolution or for the norm behind that one."""
+    """The weight of a branch, passed either to its last convolution or to the norm after it."""
     if weights is None:
         return None, None
     return (None, weights[0]) if into_norm else (weights[0], None)
 
 
 class BasicBranch(nn.Module):
-    """``F(x) = BN W2 phi(BN W1 x)``. He, Zhang, Ren, Sun 2016, figure 5 left. The weight goes into the last norm."""
+    """``F(x) = BN W2 phi(BN W1 x)``. He, Zhang, Ren, Sun 2016, figure 5 left. The weight scales the last norm."""
 
     def __init__(self, family: Family, in_chs: int, stride: int) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class BottleneckBranch(nn.Module):
 
 
 class PreActBasicBranch(nn.Module):
-    """``F(x) = W2 phi(BN W1 phi(BN x))``. He, Zhang, Ren, Sun 2016b; the weight is folded into the last convolution."""
+    """``F(x) = W2 phi(BN W1 phi(BN x))``. He, Zhang, Ren, Sun 2016b. The weight scales the last convolution."""
 
     def __init__(self, family: Family, in_chs: int, stride: int, normed: bool) -> None:
         super().__init__()
@@ -110,15 +110,17 @@ class Basic(Family):
 
 
 class Bottleneck(Basic):
-    """Post-activation bottleneck block: four times as many channels between the layers as inside."""
+    """Post-activation bottleneck block: four times as many channels outside the block as inside."""
 
     expansion = 4
     branch = BottleneckBranch
 
 
 class PreActBasic(Family):
-    """Pre-activation basic block, P = identity. Where a stage projects, the shortcut shares the first norm, which the
-    transition then owns."""
+    """Pre-activation basic block, P = identity.
+
+    Where a stage needs a projection, the shortcut and the first layer share the first norm, which the transition owns.
+    """
 
     final_norm = True
     places = ("before",)

@@ -1,4 +1,4 @@
-"""What all layers of a network are made of: convolutions, norms and activations. Knows no layer and no stage."""
+"""The building blocks of all layers of a network: convolutions, norms, activations. Knows no layer and no stage."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from optnet.networks.layers.norms import NORMS, Unnormed
 
 @dataclass(frozen=True)
 class Style:
-    """What all layers of a network are made of.
+    """The building blocks of all layers of a network.
 
     Attributes:
-        act_layer: the activation, by timm's name.
+        act_layer: the activation's name in timm.
         norm: one of ``NORMS``.
-        norm_place: of the norms, ``after`` the linear maps or ``before``; None: where the layer family has them.
-        device, dtype: of every module.
+        norm_place: the norms stand ``after`` or ``before`` the linear maps; None takes the layer family's default.
+        device, dtype: those of every module.
 
     Raises:
         ModelError: there is no such activation.
@@ -49,10 +49,10 @@ class Style:
         return found
 
     def placed(self, places: Sequence[str]) -> Self:
-        """The same style with its norms in one of the places that a layer family has, the first by default.
+        """The same style with its norm position fixed to one of ``places``, by default the first.
 
         Raises:
-            ModelError: the family has no norms there.
+            ModelError: the norm position is not one of ``places``.
         """
         place = self.norm_place or places[0]
         if place not in places:
@@ -61,7 +61,7 @@ class Style:
 
     @property
     def normed(self) -> bool:
-        """Whether norms are layers of their own. Without them every convolution has a bias and takes the weights."""
+        """Whether norms are separate layers. If not, every convolution has a bias and takes the coefficients."""
         return NORMS[self.norm] is not None
 
     def conv(self, in_chs: int, out_chs: int, kernel: int, stride: int = 1) -> Conv2d:
@@ -76,16 +76,16 @@ class Style:
         return Unnormed() if layer is None else layer(chs, device=self.device, dtype=self.dtype)
 
     def conv_norm(self, in_chs: int, out_chs: int, kernel: int, stride: int = 1) -> tuple[nn.Module, nn.Module]:
-        """A linear map and the norm behind it; a norm before it is part of the map."""
+        """A convolution and the norm after it. A norm before the convolution is part of the first module."""
         conv = self.conv(in_chs, out_chs, kernel, stride)
         if self.normed and self.norm_place == "before":
             return NormConv2d(self.norm_layer(in_chs), conv), Unnormed()
         return conv, self.norm_layer(out_chs)
 
     def act(self, inplace: bool = True) -> nn.Module:
-        """The activation; in place behind a norm or a convolution, which have no use for their output any more."""
+        """The activation. It may work in place after a norm or convolution, because neither needs its output again."""
         return self._act_class()(inplace=inplace).to(device=self.device, dtype=self.dtype)
 
     def first_act(self) -> nn.Module:
-        """The activation of a layer that begins with norm and activation: without a norm its input is not its own."""
+        """The first activation of a layer. Without a norm before it, it may not overwrite its input."""
         return self.act(inplace=self.normed)
