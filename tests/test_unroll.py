@@ -238,9 +238,9 @@ def test_live_values_do_not_grow_with_depth(name, reading):
 
 
 def test_a_thousand_steps_take_less_than_three_seconds():
-    started = time.perf_counter()
+    started = time.process_time()  # not perf_counter: other tests run beside it
     unroll(find_algorithm("hb"), steps=1000, operators={"T": nn.Identity()})
-    assert time.perf_counter() - started < 3
+    assert time.process_time() - started < 3
 
 
 def test_coefficient_table():
