@@ -1,9 +1,11 @@
 """What several tests use: algorithms, layers, networks, data, runs, and the command line. No test is in here."""
 
 import bz2
+import itertools
 import json
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,53 @@ from optnet.lifted.losses import LOSSES
 from optnet.networks.objectives import ACTIVATIONS, activation
 from optnet.options import check
 from optnet.training import checkpoint
+
+
+def crossed(*lists, without=lambda *values: False):
+    """The full product of lists, for ``pytest.mark.parametrize``: a covering part by default, the rest under ``slow``.
+
+    The covering part of three lists or more has every pair of their values; of two lists, whose pairs are the product,
+    it has every value, spread evenly over the other list's. ``without``: combinations that are in neither part.
+    """
+    lists = [list(values) for values in lists]
+    rows = [row for row in itertools.product(*(range(len(values)) for values in lists))
+            if not without(*(values[i] for values, i in zip(lists, row, strict=True)))]  # fmt: skip
+    chosen = covering(rows, 2 if sum(len(values) > 1 for values in lists) > 2 else 1)
+    cases = []
+    for row in rows:
+        case = [values[i] for values, i in zip(lists, row, strict=True)]
+        marks = () if row in chosen else pytest.mark.slow
+        cases.append(pytest.param(*case, id="-".join(map(label, case)), marks=marks))
+    return cases
+
+
+def covering(rows: list[tuple[int, ...]], strength: int) -> set[tuple[int, ...]]:
+    """Some of the rows: every ``strength`` entries, with their places, that occur in any occur in one of them.
+
+    Greedy, and the same in every process: the row with most that is missing; of equals the one whose entries have been
+    chosen least; of equals the first.
+    """
+    parts = {row: set(itertools.combinations(enumerate(row), strength)) for row in rows}
+    missing, used, chosen = set().union(*parts.values()), Counter(), set()
+    while missing:
+        row = max(rows, key=lambda row: (len(parts[row] & missing), -sum(used[entry] for entry in enumerate(row))))
+        missing -= parts[row]
+        used.update(enumerate(row))
+        chosen.add(row)
+    return chosen
+
+
+def label(value) -> str:
+    """Of a parameter, in the test's name."""
+    if isinstance(value, tuple):
+        return ",".join(map(label, value))
+    return str(getattr(value, "name", getattr(value, "__name__", value)))
+
+
+def some(values, *quick):
+    """``values``, those that are not ``quick`` under ``slow``: cases of one kind, which differ in size or in name."""
+    assert set(quick) <= set(values)
+    return [pytest.param(value, marks=() if value in quick else pytest.mark.slow) for value in values]
 
 
 def relaxed_splitting(G: Operator, P: Operator, x: Iterate, steps: int, *, relax: float = 0.7) -> Iterate:

@@ -9,7 +9,7 @@ import timm
 import torch
 import torch.nn.functional as F
 import torchvision
-from helpers import LAYERED, SMALL, random_images
+from helpers import LAYERED, SMALL, crossed, random_images
 from torch import nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
@@ -147,8 +147,7 @@ def outputs(model, images):
     return found
 
 
-@pytest.mark.parametrize("norm", [name for name in NORMS if name != "weight"])
-@pytest.mark.parametrize("family", LAYERED)
+@pytest.mark.parametrize("family, norm", crossed(LAYERED, [name for name in NORMS if name != "weight"]))
 def test_unit_variance_after_lsuv(family, norm):
     torch.manual_seed(0)
     model = create_model(**{**SMALL, **LAYERED[family]}, norm=norm)
@@ -222,8 +221,7 @@ def test_every_module_keeps_its_mode(scheme):
     assert {name: module.training for name, module in model.named_modules()} == before
 
 
-@pytest.mark.parametrize("scheme", [name for name in SCHEMES if name != "lsuv"])
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm, scheme", crossed(NORMS, [name for name in SCHEMES if name != "lsuv"]))
 def test_initial_loss_is_the_entropy_of_the_class_frequencies(norm, scheme):
     torch.manual_seed(0)
     model = create_model("heavy_ball", **SMALL, norm=norm)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import FIXED, MONOTONE, SMOOTH, lifted, net, problem
+from helpers import FIXED, MONOTONE, SMOOTH, crossed, lifted, net, problem
 from torch import nn
 
 from optnet.lifted import (
@@ -24,20 +24,22 @@ from optnet.lifted.losses import LOSSES
 pytestmark = pytest.mark.usefixtures("double")
 
 
-STEPPED = [
-    *((LPOM, LPOMOptions, {"w_step": step, "loss": loss}) for step in ("gradient", "pinv", "apg") for loss in LOSSES),
-    (LPOM, LPOMOptions, {"w_step": "gradient", "mu": 0.3, "ratio": 8.0, "sweeps": 2}),
-    *((Penalty, PenaltyOptions, {"w_step": step}) for step in ("gradient", "pinv", "apg")),
-    *((BCD, BCDOptions, {"loss": loss}) for loss in LOSSES),
-    (BCD, BCDOptions, {"gamma": 5.0, "rho": 0.2, "alpha": 0.1}),
-    *((ADMM, ADMMOptions, {"loss": loss, "warm": 2}) for loss in LOSSES),
-    (ADMM, ADMMOptions, {"start": "gaussian", "beta": 3.0, "warm": 1}),
-    *((MAC, MACOptions, {"loss": loss, "cg": cg, "mu": 0.2, "stall": 0.0}) for loss in SMOOTH for cg in (0, 5)),
-]
+STEPPED = {
+    (LPOM, LPOMOptions): [
+        *({"w_step": step, "loss": loss} for step in ("gradient", "pinv", "apg") for loss in LOSSES),
+        {"w_step": "gradient", "mu": 0.3, "ratio": 8.0, "sweeps": 2},
+    ],
+    (Penalty, PenaltyOptions): [{"w_step": step} for step in ("gradient", "pinv", "apg")],
+    (BCD, BCDOptions): [*({"loss": loss} for loss in LOSSES), {"gamma": 5.0, "rho": 0.2, "alpha": 0.1}],
+    (ADMM, ADMMOptions): [
+        *({"loss": loss, "warm": 2} for loss in LOSSES), {"start": "gaussian", "beta": 3.0, "warm": 1},
+    ],
+    (MAC, MACOptions): [{"loss": loss, "cg": cg, "mu": 0.2, "stall": 0.0} for loss in SMOOTH for cg in (0, 5)],
+}  # fmt: skip
 CASES = [
-    pytest.param(kind, made, options, act, id=f"{kind.__name__}-{options}-{act}")
-    for kind, made, options in STEPPED
-    for act in (MONOTONE if kind is not Penalty else ["relu", "identity"])
+    case
+    for (kind, made), options in STEPPED.items()
+    for case in crossed([kind], [made], options, MONOTONE if kind is not Penalty else ["relu", "identity"])
 ]
 
 
@@ -99,9 +101,9 @@ def test_lpoms_objective_is_convex_in_each_block(act):
         layer.set(old)
 
 
-@pytest.mark.parametrize("act", MONOTONE)
-@pytest.mark.parametrize("kind, options", FIXED, ids=lambda part: getattr(part, "__name__", ""))
-def test_a_network_that_is_right_is_a_fixed_point(kind, options, act):
+@pytest.mark.parametrize("case, act", crossed(FIXED, MONOTONE))
+def test_a_network_that_is_right_is_a_fixed_point(case, act):
+    kind, options = case
     model, (images, _) = net(act), problem()
     targets = model(images).detach()
     trainer = kind(model, options)
@@ -126,9 +128,7 @@ def test_the_forward_pass_is_no_fixed_point_of_the_penalty_without_g():
     assert (blocks.x[1] - before).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("order", ["serial", "jacobi"])
-@pytest.mark.parametrize("loss", SMOOTH)
-@pytest.mark.parametrize("act", MONOTONE)
+@pytest.mark.parametrize("act, loss, order", crossed(MONOTONE, SMOOTH, ["serial", "jacobi"]))
 def test_at_a_large_mu_lpoms_gradient_is_backpropagations(act, loss, order):
     model, (images, labels) = net(act), problem()
     y = F.one_hot(labels, 4).double()

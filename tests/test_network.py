@@ -12,9 +12,10 @@ from helpers import (
     OWN,
     SMALL,
     build,
+    crossed,
     every_second,
+    label,
     layer,
-    names,
     random_images,
     settle,
     starts,
@@ -27,23 +28,36 @@ from optnet import ModelError, create_model, find_algorithm
 from optnet.networks.design import TRANSITIONS, design, suitable_layer
 from optnet.networks.zoo import build_network
 
+METHODS = [*EVERY, *OWN]
+INITS = ["ancestor", "algorithm"]
+COEFFICIENTS = ["learnable", "fixed"]
 
-@pytest.mark.parametrize("coefficients", ["learnable", "fixed"])
-@pytest.mark.parametrize("init", ["ancestor", "algorithm"])
-@pytest.mark.parametrize("transition", TRANSITIONS)
-@pytest.mark.parametrize("method", [*EVERY, *OWN], ids=lambda m: m if isinstance(m, str) else names(m))
+
+def is_dense(method):
+    return suitable_layer(find_algorithm(method)) == "dense"
+
+
+@pytest.mark.parametrize(
+    "method, transition, init, coefficients",
+    crossed(METHODS, TRANSITIONS, INITS, COEFFICIENTS, without=lambda m, t, *_: t == "project" and is_dense(m)),
+)
 def test_every_algorithm_makes_a_network(method, transition, init, coefficients):
     options = {"coefficient_init": init, "coefficients": coefficients, "transition": transition}
-    if transition == "project" and suitable_layer(find_algorithm(method)) == "dense":
-        with pytest.raises(ModelError, match="transition=project does not go with layer=dense"):
-            build(algorithm=method, **options)
-        return
     model = build(algorithm=method, **options).train()
     model(random_images()).square().sum().backward()
     assert model(random_images()).shape == (4, 10)
     assert all(p.grad is not None for p in model.parameters())
     learnable = [name for name, _ in model.named_parameters() if "coefficients" in name]
     assert bool(learnable) == (coefficients == "learnable" and bool(optnet.coefficients(model)))
+
+
+@pytest.mark.parametrize("coefficients", COEFFICIENTS)
+@pytest.mark.parametrize("init", INITS)
+@pytest.mark.parametrize("method", [*filter(is_dense, METHODS)], ids=label)
+def test_dense_stages_are_not_projected(method, init, coefficients):
+    options = {"coefficient_init": init, "coefficients": coefficients, "transition": "project"}
+    with pytest.raises(ModelError, match="transition=project does not go with layer=dense"):
+        build(algorithm=method, **options)
 
 
 @pytest.mark.parametrize("family", LAYERED)
@@ -54,11 +68,15 @@ def test_fixed_and_learnable_are_the_same_network_at_the_start(family):
     assert torch.allclose(fixed(random_images()), learnable(random_images()), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("per_channel", [False, True])
-@pytest.mark.parametrize("family", LAYERED)
+def has_sums_of_one_width(family):
+    return LAYERED[family].get("layer") != "dense_bc"  # its sums before and after P have different widths
+
+
+@pytest.mark.parametrize(
+    "family, per_channel",
+    crossed(LAYERED, [False, True], without=lambda family, wide: wide and not has_sums_of_one_width(family)),
+)
 def test_no_coefficient_is_dead_behind_norms(family, per_channel):
-    if per_channel and LAYERED[family].get("layer") == "dense_bc":
-        pytest.skip("its sums before and after P have different widths")
     model = build(**LAYERED[family], per_channel=per_channel).double()
     x = random_images().double()
     with torch.no_grad():
@@ -138,8 +156,7 @@ def test_a_network_comes_back_from_its_programs(family):
     assert optnet.coefficients(again) == optnet.coefficients(model)
 
 
-@pytest.mark.parametrize("blocks", [(2, 3, 2), (1, 1), (4,)])
-@pytest.mark.parametrize("method", [*EVERY, *OWN], ids=lambda m: m if isinstance(m, str) else names(m))
+@pytest.mark.parametrize("method, blocks", crossed(METHODS, [(2, 3, 2), (1, 1), (4,)]))
 def test_projected_stages_are_one_run_of_the_algorithm(method, blocks):
     """The stages' programs, one behind the other, take the steps of the whole one, and give its result to the bit."""
     method = find_algorithm(method)

@@ -1,5 +1,7 @@
 """Methods with two operators on a real sparse problem, against its solution; and the general ADM."""
 
+import functools
+
 import pytest
 import torch
 
@@ -8,6 +10,7 @@ from optnet.algorithms.admm import alternating_direction
 from optnet.networks.objectives import soft_threshold
 
 
+@functools.cache  # nothing changes what it returns
 def lasso(seed=0, m=30, n=20, weight=0.5):
     """min |A x - b|^2 / 2 + weight |x|_1, and its solution by 20,000 steps of ISTA."""
     generator = torch.Generator().manual_seed(seed)
