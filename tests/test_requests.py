@@ -5,9 +5,9 @@ from dataclasses import fields, is_dataclass
 
 import pytest
 from helpers import call
+from optnet.app.trainers import TRAINERS
 
 from optnet.app.config import Data, Evaluate, Train
-from optnet.app.trainers import TRAINERS
 from optnet.options import example
 
 OWN = {

@@ -1,7 +1,8 @@
-"""Data sets by name: how they are split, normalised and augmented. Makes no batches and no models."""
+"""Data sets by name, and the options they are loaded with. Makes no batches and no models."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from optnet.data.examples import Examples, Source
 from optnet.data.loading import FileLoader, Loader, TensorLoader
 from optnet.data.published import PUBLISHED
 from optnet.errors import DataError
+from optnet.options import choice, number, option
 
 AUGMENTATIONS = ("none", "shift", "crop_flip", "zoom_flip")
 """Of the training images: nothing; moved by up to 1 pixel; moved by up to 4, and mirrored (of files: at least 0.35 of
@@ -100,59 +102,79 @@ class DataSet:
         return transforms.Compose([*shaped, transforms.ToTensor(), transforms.Normalize(self.mean, self.std)])
 
 
-def load(
-    name: str,
-    root: str,
-    *,
-    validation: float = 0.1,
-    seed: int = 0,
-    size: int = 64,
-    classes: int = 10,
-    images: int = 1000,
-    crop: float = 1.0,
-    limit: int | None = None,
-    verify: bool = True,
-    download: bool = False,
-    training: bool = True,
-) -> DataSet:
+@dataclass
+class DataOptions:
+    """Which data set, where its files lie, and how its images are split, augmented and read."""
+
+    name: str = choice("digits", *DATA_SETS, help="the data set")
+    root: str = option(
+        factory=lambda: os.environ.get("OPTNET_DATA", "data"),
+        help="the folder of the data sets, in torchvision's layouts; of imagenet and folder: the folder of the class "
+        "folders, or of train, val and test above them",
+    )
+    verify: bool = option(True, help="compare the files' checksums with the published ones")
+    download: bool = option(False, help="fetch missing files")
+    validation: float = number(
+        0.1, high=0.5, above=0, help="the part of the training images held out to choose the best checkpoint on"
+    )
+    augment: str = choice(
+        "none",
+        *AUGMENTATIONS,
+        help="the training images: moved by 1 pixel; by 4 and mirrored; a part of the area, mirrored",
+    )
+    size: int = number(64, 4, 4096, help="height and width, in pixels, of images in files and of synthetic ones")
+    crop: float = number(1.0, high=1, above=0, help="the part of a file's short side that evaluation looks at")
+    classes: int = number(10, 2, 100_000, help="how many classes synthetic images have")
+    images: int = number(1000, 10, help="how many synthetic images there are")
+    limit: int | None = number(None, 2, help="how many images of each split at most, the same ones in every run")
+    workers: int = number(0, 0, 256, help="processes that read files ahead")
+    unreadable: str = choice("fail", "fail", "skip", help="stop at an image that cannot be read, or leave it out")
+
+    @property
+    def skip(self) -> bool:
+        """Whether images that cannot be read are left out."""
+        return self.unreadable == "skip"
+
+
+def load(name: str, root: str, *, seed: int = 0, training: bool = True, **options: Any) -> DataSet:
+    """Loads a data set by its name and folder; ``options`` are those of ``DataOptions``. See ``load_as``."""
+    return load_as(DataOptions(name=name, root=root, **options), seed, training)
+
+
+def load_as(options: DataOptions, seed: int = 0, training: bool = True) -> DataSet:
     """Loads a data set.
 
+    The validation images are drawn by ``seed``, if the data set has no such split. The test split never depends on it.
+
     Args:
-        name: one of ``DATA_SETS``.
-        root: the folder of the data sets, laid out as torchvision does; for ``imagenet`` and ``folder`` the one with
-            the class folders, or with train, val and test above them.
-        validation: the part of the training images held out, drawn by ``seed``, if there is no such split already.
-            The test split never depends on it.
-        size: height and width of a class folder's or of synthetic images, in pixels.
-        crop: the part of a file's short side that evaluation looks at, in its middle.
-        classes, images: how many synthetic ones.
-        limit: at most so many images of each split, the same ones in every run.
-        verify: compare the files' checksums with the published ones.
-        download: fetch missing files.
         training: whether there must be training images.
 
     Raises:
         DataError: the data set is unknown, missing, damaged or empty.
     """
-    source = _find(name, root, size, classes, images, verify, download)
+    source = _find(options)
     held_out, train = source.validation, source.train
     if held_out is None:
-        held_out, train = train.split(validation, seed)
+        held_out, train = train.split(options.validation, seed)
     if training and not len(train):
-        raise DataError(f"{name} in {root} has too few images to split: {len(source.train)}")
-    train, held_out, test = (part.limited(limit) for part in (train, held_out, source.test))
-    channels, height, width = train.images.shape[1:] if isinstance(train.images, Tensor) else (3, size, size)
-    shape = (channels, height, width)
-    return DataSet(name, source.classes, shape, source.mean, source.std, train, held_out, test, crop)
+        raise DataError(f"{options.name} in {options.root} has too few images to split: {len(source.train)}")
+    train, held_out, test = (part.limited(options.limit) for part in (train, held_out, source.test))
+    sizes = train.images.shape[1:] if isinstance(train.images, Tensor) else (3, options.size, options.size)
+    channels, height, width = sizes
+    return DataSet(
+        options.name, source.classes, (channels, height, width), source.mean, source.std, train, held_out, test,
+        options.crop,
+    )  # fmt: skip
 
 
-def _find(name: str, root: str, size: int, classes: int, images: int, verify: bool, download: bool) -> Source:
+def _find(options: DataOptions) -> Source:
+    name = options.name
     if name in PUBLISHED:
-        return PUBLISHED[name].read(root, verify, download)
+        return PUBLISHED[name].read(options.root, options.verify, options.download)
     if name in ("imagenet", "folder"):
-        return folders.read(Path(root))
+        return folders.read(Path(options.root))
     if name == "synthetic":
-        return builtin.synthetic(size, classes, images)
+        return builtin.synthetic(options.size, options.classes, options.images)
     if name == "digits":
         return builtin.digits()
     raise DataError(f"unknown data set '{name}'; it is one of {', '.join(DATA_SETS)}")

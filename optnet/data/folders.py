@@ -11,7 +11,7 @@ from PIL import Image
 from torchvision import datasets
 
 from optnet.data.examples import Examples, Source
-from optnet.errors import DataError
+from optnet.errors import DataError, reason
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """ImageNet's, with which published weights were trained."""
@@ -29,12 +29,11 @@ def read_image(path: str) -> Image.Image:
         with Image.open(path) as opened:
             return _eight_bit(opened).convert("RGB")
     except Exception as error:  # Pillow raises what its decoders raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{path} cannot be read as a image ({reason})") from None
+        raise DataError(f"{path} cannot be read as an image ({reason(error)})") from None
 
 
 def _eight_bit(opened: Image.Image) -> Image.Image:
-    """A image that Pillow converts to RGB as it looks."""
+    """An image that Pillow converts to RGB as it looks."""
     if opened.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip at 255
         return Image.fromarray((np.asarray(opened).clip(0, 2**16 - 1) >> 8).astype(np.uint8))
     if opened.mode == "P" and "transparency" in opened.info:
@@ -54,7 +53,7 @@ def _is_image(path: str) -> bool:
 
 
 class _Classes(datasets.ImageFolder):
-    """A class for each folder, of the files with a image's extension."""
+    """A class for each folder, of the files with an image's extension."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(str(root), loader=read_image, is_valid_file=_is_image)
@@ -128,5 +127,5 @@ def _examples(root: Path) -> tuple[Examples, tuple[str, ...]]:
     try:
         folder = _Classes(root)
     except FileNotFoundError as error:
-        raise DataError(f"{root} has no class folders with images: {str(error).splitlines()[0]}") from None
+        raise DataError(f"{root} has no class folders with images: {reason(error)}") from None
     return Examples(folder, torch.tensor(folder.targets)), tuple(folder.classes)

@@ -173,12 +173,12 @@ class FileLoader(Loader):
     """Batches of images read and transformed ahead by worker processes.
 
     Args:
-        dataset: its items are (image, label), or raise ``DataError`` where a image cannot be read.
+        dataset: its items are (image, label), or raise ``DataError`` where an image cannot be read.
         skip: leave such images out, and note what was wrong with each in ``unreadable``. Where that leaves nothing
             of a batch, it is left out too; in training the next batch takes its place.
 
     Raises:
-        DataError: from ``batches``: a image cannot be read, or, skipping, not a single one can.
+        DataError: from ``batches``: an image cannot be read, or, skipping, not a single one can.
     """
 
     def __init__(

@@ -14,28 +14,21 @@ from optnet.lifted.fit import fit
 from optnet.lifted.linalg import between
 from optnet.lifted.splitting import Splitting, SplittingOptions
 from optnet.lifted.trainer import Blocks
-from optnet.options import choice, number
+from optnet.options import choice, number, option
 
 STARTS = ("forward", "gaussian")
 
 
 @dataclass(kw_only=True)
 class ADMMOptions(SplittingOptions):
-    """``trainer=admm``.
+    """``trainer=admm``."""
 
-    Attributes:
-        beta: penalty of u_k = W_k x_{k-1} + b_k; ``gamma``: of x_k = phi(u_k).
-        warm: sweeps before the multiplier moves.
-        ridge: of the regressions for W_k, times the batch.
-        start: of x and u: the ``forward`` pass, or ``gaussian``, N(0, 1), as published.
-    """
-
-    name: str = "admm"
-    beta: float = number(1.0, above=0)
-    gamma: float = number(1.0, above=0)
-    warm: int = number(10, 0)
-    ridge: float = number(1e-6, above=0)
-    start: str = choice("forward", *STARTS)
+    name: str = option("admm", help="the trainer")
+    beta: float = number(1.0, above=0, help="the penalty of u_k = W_k x_{k-1} + b_k")
+    gamma: float = number(1.0, above=0, help="the penalty of x_k = phi(u_k)")
+    warm: int = number(10, 0, help="sweeps before the multiplier moves")
+    ridge: float = number(1e-6, above=0, help="of the regressions for W_k, times the batch")
+    start: str = choice("forward", *STARTS, help="x and u start as the forward pass, or as N(0, 1), as published")
 
     def check(self) -> None:
         """Raises:

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from optnet.lifted.linalg import augment, pseudo_inverse, squared_norm
 from optnet.lifted.trainer import Blocks, Lifted, Options
 from optnet.networks.objectives import Activation
-from optnet.options import choice, number
+from optnet.options import choice, number, option
 
 ORDERS = ("serial", "jacobi")
 W_STEPS = ("optimizer", "gradient", "pinv", "apg")
@@ -24,27 +24,20 @@ ROWS = 256
 
 @dataclass(kw_only=True)
 class LPOMOptions(Options):
-    """``trainer=lpom``.
+    """``trainer=lpom``."""
 
-    Attributes:
-        mu: the penalty of the first layer; ``ratio``: mu_{k+1} / mu_k.
-        sweeps: over all x_k; ``iterations``: of each x_k in a sweep.
-        damped: eta as below, else eta = 1, the published iteration.
-        order: ``serial``, backward, or ``jacobi``: all x_k at once, from the old ones.
-        w_step: ``optimizer``, ``gradient``, ``pinv`` or ``apg``.
-        ridge: of the pseudo-inverse, times the batch; ``w_iterations``: of apg.
-    """
-
-    name: str = "lpom"
-    mu: float = number(5.0, above=0)
-    ratio: float = number(1.0, above=0)
-    sweeps: int = number(1, 1)
-    iterations: int = number(3, 1)
-    damped: bool = True
-    order: str = choice("serial", *ORDERS)
-    w_step: str = choice("optimizer", *W_STEPS)
-    ridge: float = number(0.1, above=0)
-    w_iterations: int = number(5, 1)
+    name: str = option("lpom", help="the trainer")
+    mu: float = number(5.0, above=0, help="the penalty of the first layer")
+    ratio: float = number(1.0, above=0, help="the penalty of the next layer over a layer's")
+    sweeps: int = number(1, 1, help="sweeps over all activations in a step")
+    iterations: int = number(3, 1, help="iterations of each layer's activations in a sweep")
+    damped: bool = option(True, help="never raise the objective; false: the published iteration, which may diverge")
+    order: str = choice("serial", *ORDERS, help="from the last layer to the first, or all at once from the old ones")
+    w_step: str = choice(
+        "optimizer", *W_STEPS, help="the weights' gradients go to optim, lr and schedule; or a step that needs no lr"
+    )
+    ridge: float = number(0.1, above=0, help="of the pseudo-inverse, times the batch")
+    w_iterations: int = number(5, 1, help="iterations of apg")
 
 
 class LPOM(Lifted):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from optnet.errors import ConfigError
 from optnet.lifted.linalg import augment, conjugate_gradients, gram, ridge
 from optnet.lifted.trainer import Blocks, Lifted, Options
-from optnet.options import number
+from optnet.options import number, option
 
 SAMPLES = 25
 """Samples whose coordinates are solved for at a time: so many that their matrices stay in a cache."""
@@ -26,25 +26,24 @@ HALVINGS = 10
 
 @dataclass(kw_only=True)
 class MACOptions(Options):
-    """``trainer=mac``.
+    """``trainer=mac``."""
 
-    Attributes:
-        mu: the penalty at the start; times ``growth`` after each sweep over all images that lowers the objective by
-            less than the part ``stall``, up to ``mu_max``. In batches mu stays as it is.
-        damping: added to the diagonal of the weights' normal equations, times the batch.
-        cg: steps of conjugate gradients for each unit's normal equations, preconditioned where all images are taken;
-            0 solves them by Cholesky.
-        full_batch: all training images in each step, coordinates kept; else each batch starts from its forward pass.
-    """
-
-    name: str = "mac"
-    mu: float = number(1.0, above=0)
-    growth: float = number(10.0, 1)
-    stall: float = number(0.05, 0, 1)
-    mu_max: float = number(1e6, above=0)
-    damping: float = number(1e-6, above=0)
-    cg: int = number(10, 0)
-    full_batch: bool = True
+    name: str = option("mac", help="the trainer")
+    mu: float = number(1.0, above=0, help="the penalty at the start; in batches it stays")
+    growth: float = number(10.0, 1, help="the factor of mu after a sweep over all images that gains too little")
+    stall: float = number(0.05, 0, 1, help="the part of the objective that a sweep must gain, or mu grows")
+    mu_max: float = number(1e6, above=0, help="the largest mu")
+    damping: float = number(
+        1e-6, above=0, help="added to the diagonal of the weights' normal equations, times the batch"
+    )
+    cg: int = number(
+        10, 0,
+        help="iterations of conjugate gradients for each unit's normal equations, preconditioned with full_batch; "
+        "0: Cholesky",
+    )  # fmt: skip
+    full_batch: bool = option(
+        True, help="take all training images in each step and keep their activations; else each batch starts anew"
+    )
 
     def check(self) -> None:
         """Raises:

@@ -9,17 +9,16 @@ from torch import Tensor, nn
 
 from optnet.lifted.linalg import gram, ridge
 from optnet.lifted.trainer import Blocks, Lifted, Options
+from optnet.options import option
 
 
 @dataclass(kw_only=True)
 class SplittingOptions(Options):
-    """What both splitting methods can be told.
+    """What both splitting methods can be told."""
 
-    Attributes:
-        full_batch: all training images in each step; else each batch starts anew from its forward pass.
-    """
-
-    full_batch: bool = True
+    full_batch: bool = option(
+        True, help="take all training images in each step and keep their activations; else each batch starts anew"
+    )
 
 
 class Splitting(Lifted):

@@ -41,13 +41,9 @@ class Blocks:
 
 @dataclass(kw_only=True)
 class Options:
-    """What every method can be told.
+    """What every method can be told."""
 
-    Attributes:
-        loss: ``squared``, ``cross_entropy`` or ``hinge``.
-    """
-
-    loss: str = choice("squared", *LOSSES)
+    loss: str = choice("squared", *LOSSES, help="the loss of the last activations")
 
 
 class Lifted(ABC):

@@ -6,6 +6,7 @@ import copy
 import math
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import lsuv
@@ -19,6 +20,7 @@ from optnet.errors import ConfigError
 from optnet.networks.layers.convolution import Conv2d
 from optnet.networks.modes import mode
 from optnet.networks.objectives import Elementwise
+from optnet.options import choice, number
 
 Fill = Callable[[Tensor, float], Any]
 
@@ -59,6 +61,22 @@ NOT_ELEMENTWISE = (nn.MultiheadAttention, nn.GLU, nn.Softmax, nn.Softmax2d, nn.S
 """What stands among torch's activations and is no function of a number."""
 
 
+@dataclass
+class InitOptions:
+    """How a network's weights start."""
+
+    name: str = choice("default", *SCHEMES, help="the scheme; default: the model's own")
+    gain: float | None = number(
+        None, above=0, example=1.0, help="what he and orthogonal scale the weights by; null: the activation's gain"
+    )
+    bias: float | None = number(
+        None, example=0.1, help="of all hidden layers and norms; a small positive one lets every ReLU begin active"
+    )
+    output_bias: str | None = choice(
+        None, *OUTPUT_BIASES, help="of the classifier: zero, or the logarithms of the classes' frequencies"
+    )
+
+
 def initialise(
     model: nn.Module,
     scheme: str = "default",
@@ -74,13 +92,11 @@ def initialise(
     Weight-normed layers then start from the data, if there are any: see ``start_from_data``.
 
     Args:
-        scheme: one of ``SCHEMES``.
+        scheme, gain, bias, output_bias: see ``InitOptions``; for the activation's gain ``activation_gain``. Frequencies
+            p_c of the classes give the classifier the bias log p_c and weights of 0, so that the initial loss is their
+            entropy.
         images: a batch, for what starts from data.
         labels: of the training split, for ``output_bias='frequencies'``.
-        gain: for ``he`` and ``orthogonal``; by default the activation's: see ``activation_gain``.
-        bias: of all hidden layers and norms. A small positive one lets every ReLU begin active.
-        output_bias: of the classifier: ``zero``, or ``frequencies``: log p_c, p_c the frequency of class c, with
-            weights of 0: the initial loss is the entropy of the frequencies.
 
     Raises:
         ConfigError: an unknown scheme, one that the model or a missing batch rules out, a gain that the scheme does
