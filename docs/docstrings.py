@@ -11,7 +11,7 @@ DECLARATIONS = ("option", "choice", "number")
 
 
 def escaped(text: str) -> str:
-    """The text with ``*``, ``<`` and leading ``_`` escaped, except in code: ``x*`` is no emphasis, ``<x, y>`` no HTML."""
+    """Escapes ``*``, ``<`` and leading ``_`` outside code: ``x*`` is no emphasis, and ``<x, y>`` is no HTML."""
     parts = CODE.split(text)
     for i in range(0, len(parts), 2):
         parts[i] = re.sub(r"(?<!\w)_(?=\w)", r"\\_", parts[i]).replace("*", r"\*").replace("<", "&lt;")

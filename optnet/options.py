@@ -66,6 +66,8 @@ def describe(config: Any, prefix: str = "") -> Iterator[Described]:
 def _written(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_written(entry)}" for key, entry in value.items()) + "}"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -80,8 +82,9 @@ def _range(key: Field[Any]) -> str:
 
 def _interval(limits: Any) -> str:
     low, high, above = limits["low"], limits["high"], limits["above"]
-    lower = f"greater than {above:g}" if above is not None else f"at least {low:g}" if low > -math.inf else ""
-    upper = f"at most {high:g}" if high < math.inf else ""
+    lower = f"greater than {_written(above)}" if above is not None else f"at least {_written(low)}"
+    lower = lower if above is not None or low > -math.inf else ""
+    upper = f"at most {_written(high)}" if high < math.inf else ""
     return " and ".join(filter(None, (lower, upper)))
 
 

@@ -16,15 +16,15 @@ from torch import nn
 import optnet
 from optnet import Algorithm, Iterate, Operator, create_model, find_algorithm, identity, list_algorithms
 from optnet.app import evaluate as assess
-from optnet.app import run
-from optnet.app.compose import run as command
-from optnet.app.config import Evaluate, Model, Train
+from optnet.app import train as application
+from optnet.app.config import Model, Train
+from optnet.app.train import prepare
 from optnet.language.declaration import as_algorithm
 from optnet.lifted import ADMM, BCD, LPOM, MAC, ADMMOptions, BCDOptions, LPOMOptions, MACOptions
 from optnet.lifted.losses import LOSSES
 from optnet.networks.objectives import ACTIVATIONS, activation
 from optnet.options import check
-from optnet.training import checkpoint
+from optnet.training import checkpoint, run
 
 
 def crossed(*lists, without=lambda *values: False):
@@ -184,11 +184,9 @@ def branches(T: Operator, x: Iterate, steps: int):
 def call(monkeypatch, program, *arguments):
     """Runs train.py's or evaluate.py's main in this process; returns its exit status."""
     monkeypatch.setattr(sys, "argv", [f"{program}.py", *arguments])
-    schema, prepare, job = (
-        (Train, run.prepare, run.train) if program == "train" else (Evaluate, assess.prepare, assess.run)
-    )
+    main = {"train": application.main, "evaluate": assess.main}[program]
     try:
-        command(program, schema, prepare, job, ROOT / "conf")
+        main()
     except SystemExit as stopped:
         return stopped.code
     return 0
@@ -235,9 +233,13 @@ def config(tmp_path, **options):
     return made
 
 
+def go(job):
+    """Trains a job; its lines are printed."""
+    return run.train(job, application.say)
+
+
 def train(*args, **options):
-    score = run.train(run.prepare(config(*args, **options)))
-    return score
+    return go(prepare(config(*args, **options)))
 
 
 def only_run(tmp_path):
@@ -250,7 +252,7 @@ def metrics(folder):
 
 
 def weights(folder, name="last"):
-    return checkpoint.load(folder / "checkpoints" / f"{name}.pt")["state_dict"]
+    return checkpoint.load(folder / "checkpoints" / f"{name}.pt").state_dict
 
 
 EVERY = [name for name in list_algorithms() if find_algorithm(name).network.unsuited is None]

@@ -101,7 +101,7 @@ def test_the_scripts_themselves(tmp_path):
     (best,) = tmp_path.glob("runs/*/*/checkpoints/best.pt")
     done = script("evaluate.py", f"checkpoint={best}", "device=cpu")
     assert done.returncode == 0 and line.split("(")[1].split()[0] in done.stdout
-    assert "Groups" in (ROOT / "conf" / "train.yaml").read_text() and script("train.py", "--help").returncode == 0
+    assert script("train.py", "--help").returncode == 0
 
 
 def test_the_readmes_example(tmp_path, monkeypatch):

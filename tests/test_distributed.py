@@ -14,10 +14,11 @@ from helpers import class_folder, metrics, only_run, weights
 
 import optnet
 from optnet import ConfigError
-from optnet.app import launch, trainers
-from optnet.app.config import Distributed, Train
+from optnet.app.config import Train
+from optnet.app.train import requests
 from optnet.data import load
-from optnet.training import distributed
+from optnet.training import distributed, trainers
+from optnet.training.distributed import DistributedOptions
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
@@ -107,13 +108,15 @@ def test_alone_nothing_happens():
     before = {name: value.clone() for name, value in model.state_dict().items()}
     value = torch.ones(2)
     with distributed.processes():
-        distributed.summed(value)
+        distributed.all_reduce_sum(value)
         assert distributed.together(lambda: 3) == 3
-        distributed.spread(model)
+        distributed.broadcast_model(model)
         assert distributed.share(3) == 1 and distributed.replica(model) is model
         distributed.share_buffers(model, "reduce")
-    assert distributed.size() == 1 and distributed.is_primary() and distributed.told("x") == "x"
-    assert distributed.largest(3) == 3 and distributed.united({"a"}) == {"a"} and value.tolist() == [1, 1]
+    assert distributed.size() == 1 and distributed.is_primary() and distributed.broadcast_object("x") == "x"
+    assert (
+        distributed.all_reduce_max(3) == 3 and distributed.all_gather_union({"a"}) == {"a"} and value.tolist() == [1, 1]
+    )
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
@@ -243,12 +246,12 @@ def test_a_sweep_through_submitit(tmp_path):
 
 @pytest.mark.parametrize("name", sorted(trainers.TRAINERS))
 def test_which_trainers_take_several_processes(name):
-    made = Train(trainer=trainers.TRAINERS[name].options(), device="cpu", distributed=Distributed(processes=2))
+    made = Train(trainer=trainers.TRAINERS[name].options(), device="cpu", distributed=DistributedOptions(processes=2))
     if name == "backprop":
-        assert launch.prepare(made).parts is None
+        assert requests([(made, [])])[0].job is None
     else:
         with pytest.raises(ConfigError, match="one process alone"):
-            launch.prepare(made)
+            requests([(made, [])])
 
 
 @pytest.mark.parametrize("request_", ["device=cuda", "distributed.batch_norm=synchronise", "batch_size=2"])

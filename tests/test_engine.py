@@ -9,22 +9,24 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import CLOCK, ROOT, TINY, config, metrics, only_run, weights
-from omegaconf import OmegaConf
+from helpers import CLOCK, TINY, config, go, metrics, only_run, prepare, weights
 from timm.optim import list_optimizers
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
 import optnet
 from optnet import ConfigError
-from optnet.app import run, setup, trainers
-from optnet.app.config import SCHEDULES, Backprop, Data, Model, Optim, Schedule, Train
-from optnet.data import TensorLoader
+from optnet.app.config import Model, Train
+from optnet.data import DataOptions, TensorLoader
+from optnet.training import trainers
 from optnet.training.averaging import Recalibration, average
-from optnet.training.backprop import Backpropagation
+from optnet.training.backprop import Backpropagation, BackpropOptions
 from optnet.training.course import Course
+from optnet.training.interruption import Interrupted
 from optnet.training.loop import Progress
 from optnet.training.mixing import Mixing
+from optnet.training.optimizers import OptimOptions, optimizer
+from optnet.training.schedules import SCHEDULES, ScheduleOptions, schedule
 
 CPU = torch.device("cpu")
 OPTIONS = [
@@ -44,7 +46,7 @@ def linear(**options):
     """A trainer of a fresh linear map by plain gradient descent, whose steps can be computed by hand."""
     torch.manual_seed(0)
     model = nn.Linear(6, 3)
-    return Backpropagation(model, torch.optim.SGD(model.parameters(), lr=0.5), None, **options)
+    return Backpropagation(model, torch.optim.SGD(model.parameters(), lr=0.5), None, BackpropOptions(**options))
 
 
 def gradient(trainer, images, labels, **options):
@@ -59,9 +61,9 @@ def test_every_option_trains_and_resumes_exactly(tmp_path, options):
     def made(place):
         model = Model(**TINY, kwargs={"drop_rate": 0.1})
         options_ = {"epochs": 3, "limit_batches": 8, "batch_milestones": [0.5], "model": model, "lr": 0.05}
-        return run.prepare(config(tmp_path / place, trainer=Backprop(**options), **options_))
+        return prepare(config(tmp_path / place, trainer=BackpropOptions(**options), **options_))
 
-    run.train(made("whole"))
+    go(made("whole"))
     parts, seen = made("cut"), []
 
     def interrupt(*args):
@@ -70,10 +72,10 @@ def test_every_option_trains_and_resumes_exactly(tmp_path, options):
             os.kill(os.getpid(), signal.SIGTERM)
 
     parts.model.register_forward_pre_hook(interrupt)
-    with pytest.raises(SystemExit):
-        run.train(parts)
+    with pytest.raises(Interrupted):
+        go(parts)
     whole, cut = only_run(tmp_path / "whole"), only_run(tmp_path / "cut")
-    run.train(run.prepare(Train(resume=str(cut)), ["resume=..."]))
+    go(prepare(Train(resume=str(cut)), ["resume=..."]))
     one, two = weights(whole), weights(cut)
     assert all(torch.equal(one[key], two[key]) for key in one)
     lines = metrics(whole)
@@ -85,7 +87,7 @@ def test_every_option_trains_and_resumes_exactly(tmp_path, options):
 @pytest.mark.parametrize("parts", [2, 3, 64])
 def test_accumulation_is_the_whole_batchs_step(parts):
     images, labels = points()
-    whole, split = linear(), linear(parts=parts)
+    whole, split = linear(), linear(accumulate=parts)
     loss, correct = whole.step(images, labels)
     again, same = split.step(images, labels)
     torch.testing.assert_close(split.model.weight, whole.model.weight)
@@ -95,16 +97,16 @@ def test_accumulation_is_the_whole_batchs_step(parts):
 
 @pytest.mark.parametrize(("count", "parts", "sizes"), [(64, 2, [32, 32]), (7, 4, [3, 2, 2]), (3, 2, [3]), (1, 2, [1])])
 def test_parts_are_even_and_never_of_one_image(count, parts, sizes):
-    trainer, seen = linear(parts=parts), []
+    trainer, seen = linear(accumulate=parts), []
     trainer.network.register_forward_pre_hook(lambda module, arguments: seen.append(len(arguments[0])))
     trainer.step(*points(count))
     assert seen == sizes
 
 
 def test_batch_norm_of_one_pixel_is_trained_in_parts(tmp_path):
-    data = Data(name="synthetic", size=32, images=60)
-    options = {"trainer": Backprop(accumulate=2), "batch_size": 16, "epochs": 1, "limit_batches": 2}
-    run.train(run.prepare(config(tmp_path, model=Model(name="resnet10t"), data=data, **options)))
+    data = DataOptions(name="synthetic", size=32, images=60)
+    options = {"trainer": BackpropOptions(accumulate=2), "batch_size": 16, "epochs": 1, "limit_batches": 2}
+    go(prepare(config(tmp_path, model=Model(name="resnet10t"), data=data, **options)))
     assert json.loads((only_run(tmp_path) / "summary.json").read_text())["steps"] == 2
 
 
@@ -127,7 +129,8 @@ def test_adaptive_clipping_leaves_the_classifier_alone():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    trainer = Backpropagation(model, torch.optim.SGD(model.parameters(), lr=1.0), None, clip=1e-3, clip_mode="agc")
+    options = BackpropOptions(clip=1e-3, clip_mode="agc")
+    trainer = Backpropagation(model, torch.optim.SGD(model.parameters(), lr=1.0), None, options)
     trainer.step(*points())
     moved = {name: value - before[name] for name, value in model.state_dict().items()}
     rows = moved["0.weight"].norm(dim=1) / before["0.weight"].norm(dim=1)
@@ -136,7 +139,7 @@ def test_adaptive_clipping_leaves_the_classifier_alone():
 
 def test_label_smoothing():
     images, labels = points()
-    trainer = linear(smoothing=0.2)
+    trainer = linear(label_smoothing=0.2)
     before, raw = trainer.model.weight.detach().clone(), gradient(trainer, images, labels, label_smoothing=0.2)
     trainer.step(images, labels)
     torch.testing.assert_close((before - trainer.model.weight.detach()) / 0.5, raw, atol=1e-6, rtol=0)
@@ -195,7 +198,7 @@ def test_mixing():
         assert torch.equal(mixed, again) and not torch.equal(mixed, other) and torch.equal(images, kept)
         assert mixed.shape == images.shape and target.shape == (7, 10)
         torch.testing.assert_close(target.sum(1), torch.ones(7))
-        share = target[torch.arange(7), labels]  # of a image's own label; the rest is its partner's
+        share = target[torch.arange(7), labels]  # of an image's own label; the rest is its partner's
         partner = torch.tensor([6, 6, 5, 4, 3, 2, 1])
         assert (share < 1).all()
         torch.testing.assert_close(target[torch.arange(7), labels[partner]], 1 - share)
@@ -228,17 +231,17 @@ def test_course():
 @pytest.mark.parametrize("name", sorted({*list_optimizers(), "lookahead_sgd"}))
 def test_every_optimizer_of_timm_trains_or_is_refused(tmp_path, name):
     """Those that need another package or a second backward pass are refused before a run begins."""
-    schedule = Schedule(name="constant", warmup=0)
-    made = config(tmp_path, lr=1e-2, optim=Optim(name=name), schedule=schedule)
+    steady = ScheduleOptions(name="constant", warmup=0)
+    made = config(tmp_path, lr=1e-2, optim=OptimOptions(name=name), schedule=steady)
     model = optnet.create_model(algorithm=optnet.find_algorithm("heavy_ball"), in_chans=1, num_classes=10, **TINY)
     try:
-        trainers.try_step(made, model, (1, 8, 8))
+        trainers.try_step(made.recipe, model, (1, 8, 8))
     except ConfigError as error:
         assert name in str(error) and "\n" not in str(error)
         assert name.startswith(("bnb", "fused", "adahessian"))
         return
     before = [parameter.detach().clone() for parameter in model.parameters()]
-    trainer = trainers.build(made, model, 10)
+    trainer = trainers.build(made.recipe, model, 10)
     with torch.compiler.set_stance("force_eager"):  # some compile themselves, for minutes
         for _ in range(2):
             trainer.step(torch.rand(8, 1, 8, 8), torch.arange(8))
@@ -251,13 +254,13 @@ def test_every_schedule(name):
     model = nn.Linear(2, 2)
     rates = []
     for resumed_at in (None, 30):
-        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-        scheduler = setup.schedule(Schedule(name=name, warmup=0.1, decay=0.3), optimizer, 100)
+        made = torch.optim.SGD(model.parameters(), lr=1.0)
+        scheduler = schedule(ScheduleOptions(name=name, warmup=0.1, decay=0.3), made, 100)
         path = []
         for update in range(100):
             if resumed_at is None or update > resumed_at:
                 scheduler.step_update(update)
-            path.append(optimizer.param_groups[0]["lr"])
+            path.append(made.param_groups[0]["lr"])
         rates.append(path)
     path = rates[0]
     assert path[0] == 0 and 0.4 < path[5] < 0.6 and max(path) == pytest.approx(1, abs=0.05)
@@ -268,12 +271,12 @@ def test_every_schedule(name):
 
 @pytest.mark.parametrize("name", ["cosine", "tanh", "poly"])
 def test_every_cycle_starts_from_the_full_rate(name):
-    optimizer = torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=1.0)
-    scheduler = setup.schedule(Schedule(name=name, warmup=0, cycles=4), optimizer, 100)
+    made = torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=1.0)
+    scheduler = schedule(ScheduleOptions(name=name, warmup=0, cycles=4), made, 100)
     path = []
     for update in range(100):
         scheduler.step_update(update)
-        path.append(optimizer.param_groups[0]["lr"])
+        path.append(made.param_groups[0]["lr"])
     assert [path[start] for start in (0, 25, 50, 75)] == pytest.approx([1] * 4, abs=0.01)
     assert max(path[24::25]) < 0.1
 
@@ -281,8 +284,11 @@ def test_every_cycle_starts_from_the_full_rate(name):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"schedule": Schedule(min_lr=0.2)}, "schedule.min_lr=0.2 must be at most lr=0.1"),
-        ({"schedule": Schedule(min_lr=0.02), "optim": Optim(coefficient_lr=0.01)}, "optim.coefficient_lr=0.01"),
+        ({"schedule": ScheduleOptions(min_lr=0.2)}, "schedule.min_lr=0.2 must be at most lr=0.1"),
+        (
+            {"schedule": ScheduleOptions(min_lr=0.02), "optim": OptimOptions(coefficient_lr=0.01)},
+            "optim.coefficient_lr=0.01",
+        ),
     ],
 )
 def test_a_rate_that_would_rise_to_its_minimum_is_refused(tmp_path, options, said):
@@ -294,43 +300,43 @@ def test_a_models_own_exceptions_from_decay_hold_with_a_rate_for_coefficients():
     model = optnet.create_model(algorithm=optnet.find_algorithm("heavy_ball"), norm="weight", **TINY)
     scales = {id(value) for name, value in model.named_parameters() if name.endswith("original0")}
     for rate in (None, 0.003):
-        optimizer = setup.optimizer(Optim(coefficient_lr=rate, weight_decay=0.1), model, 0.1)
-        decayed = {id(value) for group in optimizer.param_groups if group["weight_decay"] for value in group["params"]}
+        made = optimizer(OptimOptions(coefficient_lr=rate, weight_decay=0.1), model, 0.1)
+        decayed = {id(value) for group in made.param_groups if group["weight_decay"] for value in group["params"]}
         assert scales and decayed and not scales & decayed
     with pytest.raises(ConfigError, match="layer_decay"):
-        setup.optimizer(Optim(coefficient_lr=0.003, kwargs={"layer_decay": 0.7}), model, 0.1)
+        optimizer(OptimOptions(coefficient_lr=0.003, kwargs={"layer_decay": 0.7}), model, 0.1)
 
 
 def test_coefficients_have_a_rate_of_their_own_and_no_decay():
     model = optnet.create_model(algorithm=optnet.find_algorithm("heavy_ball"), per_channel=True, **TINY)
-    optimizer = setup.optimizer(Optim(coefficient_lr=0.003, weight_decay=0.1), model, 0.1)
+    made = optimizer(OptimOptions(coefficient_lr=0.003, weight_decay=0.1), model, 0.1)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     seen = []
-    for group in optimizer.param_groups:
+    for group in made.param_groups:
         for parameter in group["params"]:
             name = names[id(parameter)]
             seen.append(name)
             assert (group["lr"] == 0.003) == (".coefficients." in name)
             assert group["weight_decay"] == (0.1 if parameter.ndim > 1 else 0)
     assert sorted(seen) == sorted(names.values())
-    (own,) = [group for group in optimizer.param_groups if group["lr"] == 0.003]
-    scheduler = setup.schedule(Schedule(warmup=0), optimizer, 10)
+    (own,) = [group for group in made.param_groups if group["lr"] == 0.003]
+    scheduler = schedule(ScheduleOptions(warmup=0), made, 10)
     scheduler.step_update(5)
     assert own["lr"] == pytest.approx(0.0015)
 
 
 def test_the_runs_length(tmp_path):
-    run.train(run.prepare(config(tmp_path / "steps", epochs=50, max_steps=30)))
+    go(prepare(config(tmp_path / "steps", epochs=50, max_steps=30)))
     summary = json.loads((only_run(tmp_path / "steps") / "summary.json").read_text())
     assert summary["steps"] == 30 and summary["epochs"] == 2
-    run.train(run.prepare(config(tmp_path / "stall", epochs=50, patience=2, lr=1e-9, limit_batches=2)))
+    go(prepare(config(tmp_path / "stall", epochs=50, patience=2, lr=1e-9, limit_batches=2)))
     lines = metrics(only_run(tmp_path / "stall"))
     summary = json.loads((only_run(tmp_path / "stall") / "summary.json").read_text())
     assert len(lines) < 50 and len(lines) == summary["best_epoch"] + 2
 
 
 def test_profile(tmp_path):
-    run.train(run.prepare(config(tmp_path, epochs=1, limit_batches=6, profile=2)))
+    go(prepare(config(tmp_path, epochs=1, limit_batches=6, profile=2)))
     trace = json.loads((only_run(tmp_path) / "profile.json").read_text())
     assert any("conv" in event.get("name", "") for event in trace["traceEvents"])
 
@@ -338,13 +344,7 @@ def test_profile(tmp_path):
 @pytest.mark.slow
 def test_compiled_training_is_the_same_training(tmp_path):
     for place, compiled in (("plain", False), ("compiled", True)):
-        options = Backprop(compile=compiled)
-        run.train(run.prepare(config(tmp_path / place, epochs=1, limit_batches=5, trainer=options, lr=0.01)))
+        options = BackpropOptions(compile=compiled)
+        go(prepare(config(tmp_path / place, epochs=1, limit_batches=5, trainer=options, lr=0.01)))
     one, two = (metrics(only_run(tmp_path / place))[0]["train_loss"] for place in ("plain", "compiled"))
     assert one == pytest.approx(two, rel=1e-3)
-
-
-@pytest.mark.parametrize("name", trainers.TRAINERS)
-def test_every_trainer_has_a_file_with_all_its_keys(name):
-    keys = set(OmegaConf.load(ROOT / "conf" / "trainer" / f"{name}.yaml"))
-    assert keys == set(trainers.TRAINERS[name].options.__dataclass_fields__)

@@ -9,16 +9,15 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from helpers import call, class_folder, config, only_run, real, write_usps
+from helpers import call, class_folder, config, go, only_run, prepare, real, write_usps
 from PIL import Image
 from safetensors.torch import save_file
 from timm.data import create_dataset, create_loader, resolve_data_config
 
 from optnet import CheckpointError, ConfigError, DataError
 from optnet.app import evaluate as assess
-from optnet.app import run
-from optnet.app.config import Data, Evaluate
-from optnet.data import load
+from optnet.app.config import Evaluate, Train
+from optnet.data import DataOptions, load
 from optnet.training import checkpoint
 from optnet.training.scoring import evaluate
 
@@ -27,7 +26,7 @@ CPU = torch.device("cpu")
 
 def entries(tmp_path, **options):
     file = tmp_path / "evaluation.json"
-    assess.run(assess.prepare(Evaluate(device="cpu", output=str(file), **options)))
+    assess.score(assess.prepare(Evaluate(device="cpu", output=str(file), **options)))
     return json.loads(file.read_text())
 
 
@@ -78,9 +77,9 @@ def test_several_models_side_by_side(tmp_path, monkeypatch, capsys):
     assert len(json.loads((tmp_path / "out" / "evaluation.json").read_text())) == 3
 
 
-def test_a_class_without_a_image_is_null(tmp_path):
+def test_a_class_without_an_image_is_null(tmp_path):
     """In JSON that others than Python read too, which know no NaN; what was written before is kept."""
-    data = Data(name="digits", limit=3)
+    data = DataOptions(name="digits", limit=3)
     entries(tmp_path, model="hbnet_small", data=data)
     entries(tmp_path, model="hbnet_small", data=data)
     found = json.loads((tmp_path / "evaluation.json").read_text(), parse_constant=pytest.fail)
@@ -122,7 +121,7 @@ def test_weights_of_timm_and_of_anybody(tmp_path, kind):
 def test_a_checkpoint_scores_as_training_logged(tmp_path, average):
     made = config(tmp_path, epochs=2)
     made.trainer.average, made.trainer.average_decay, made.data.validation = average, 0.9, 0.2
-    run.train(run.prepare(made))
+    go(prepare(made))
     folder = only_run(tmp_path)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     summary = json.loads((folder / "summary.json").read_text())
@@ -138,7 +137,7 @@ def test_a_checkpoint_scores_as_training_logged(tmp_path, average):
 def test_a_folder_of_test_images_alone_and_unreadable_ones(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     class_folder(tmp_path / "set" / "val", count=6, size=40)
-    (tmp_path / "set" / "val" / "cat" / "broken.jpg").write_bytes(b"\xff\xd8\xff not a image")
+    (tmp_path / "set" / "val" / "cat" / "broken.jpg").write_bytes(b"\xff\xd8\xff not an image")
     options = ["model=resnet10t", "data=folder", "data.root=set", "data.workers=0", "device=cpu", "batch_size=4"]
     assert call(monkeypatch, "evaluate", *options) == 2
     err = capsys.readouterr().err
@@ -160,11 +159,11 @@ def test_a_batch_of_unreadable_images_alone_is_left_out_and_a_checkpoint_says_ho
         class_folder(tmp_path / "set" / split, count=8, size=16)
     for split, place in (("train", "cat"), ("test", "cat"), ("val", "dog")):
         for file in (tmp_path / "set" / split / place).iterdir():
-            file.write_bytes(b"\xff\xd8\xff not a image")
-    data = Data(name="folder", root=str(tmp_path / "set"), size=8, workers=0, unreadable="skip")
+            file.write_bytes(b"\xff\xd8\xff not an image")
+    data = DataOptions(name="folder", root=str(tmp_path / "set"), size=8, workers=0, unreadable="skip")
     made = config(tmp_path, epochs=2, batch_size=2, data=data)
     made.data.augment = "none"
-    run.train(run.prepare(made))
+    go(prepare(made))
     folder = only_run(tmp_path)
     summary = json.loads((folder / "summary.json").read_text())
     assert (summary["steps"], summary["count"], summary["unreadable"]) == (16, 8, 24)
@@ -172,11 +171,11 @@ def test_a_batch_of_unreadable_images_alone_is_left_out_and_a_checkpoint_says_ho
     assert (entry["correct"], entry["count"], len(entry["unreadable"])) == (summary["correct"], 8, 8)
 
 
-def test_an_epoch_with_unreadable_batches_goes_on_exactly_and_one_without_a_image_is_refused(tmp_path):
+def test_an_epoch_with_unreadable_batches_goes_on_exactly_and_one_without_an_image_is_refused(tmp_path):
     class_folder(tmp_path / "train", count=8, size=16)
     files = sorted((tmp_path / "train").rglob("*.jpg"))
     for file in files[3:11]:
-        file.write_bytes(b"\xff\xd8\xff not a image")
+        file.write_bytes(b"\xff\xd8\xff not an image")
     for workers in (0, 2):
         data = load("folder", str(tmp_path), size=8, validation=0.01)
         loader = data.loader("train", 2, device=CPU, training=True, augment="crop_flip", workers=workers, skip=True)
@@ -187,7 +186,7 @@ def test_an_epoch_with_unreadable_batches_goes_on_exactly_and_one_without_a_imag
                 for (one, a), (two, b) in zip(whole[start:], loader.batches(epoch, start), strict=True):
                     assert torch.equal(one, two) and torch.equal(a, b)
     for file in files:
-        file.write_bytes(b"not a image")
+        file.write_bytes(b"not an image")
     for training in (True, False):
         loader = data.loader("train", 2, device=CPU, training=training, skip=True)
         with pytest.raises(DataError, match="no other one of these images"):
@@ -198,7 +197,7 @@ def test_an_epoch_with_unreadable_batches_goes_on_exactly_and_one_without_a_imag
 @pytest.mark.parametrize("name", ["hbnet34", "resnet34", "resnet50.a1_in1k", "agdnet121"])
 def test_imagenets_preprocessing_is_timms_to_the_pixel(name):
     root = os.path.join(os.environ["OPTNET_DATA"], "imagenet-sample")
-    asked = Evaluate(model=name, data=Data(name="imagenet", root=root), batch_size=8, device="cpu")
+    asked = Evaluate(model=name, data=DataOptions(name="imagenet", root=root), batch_size=8, device="cpu")
     (subject,) = assess.prepare(asked).subjects
     ours, labels = next(subject.loader(asked, CPU).batches())
     resolved = resolve_data_config({}, model=timm.create_model(name), use_test_size=True)
@@ -214,7 +213,7 @@ def test_imagenets_preprocessing_is_timms_to_the_pixel(name):
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_384", "vit_tiny_patch16_224", "resnet10t"])
 def test_a_model_of_a_fixed_size_gets_images_from_files_in_that_size(name, tmp_path):
     class_folder(tmp_path / "test", count=2, size=40)
-    (entry,) = entries(tmp_path, model=name, data=Data(name="folder", root=str(tmp_path)), batch_size=2)
+    (entry,) = entries(tmp_path, model=name, data=DataOptions(name="folder", root=str(tmp_path)), batch_size=2)
     assert entry["count"] == 4
 
 
@@ -249,7 +248,7 @@ def test_imagenets_samples(tmp_path, monkeypatch):
 
 def test_the_file_is_refused_before_anything_is_measured(tmp_path):
     made = config(tmp_path, epochs=1)
-    run.train(run.prepare(made))
+    go(prepare(made))
     best = only_run(tmp_path) / "checkpoints" / checkpoint.BEST
     for options in (
         {"checkpoint": str(best), "model": "hbnet_small"},
@@ -263,31 +262,31 @@ def test_other_classes_are_refused_by_name(tmp_path):
     """As many, called otherwise: a checkpoint neither goes on with them nor is scored on them."""
     images = tmp_path / "images"
     class_folder(images)
-    data = Data(name="folder", root=str(images), size=16)
-    run.train(run.prepare(config(tmp_path, data=data, epochs=1, batch_size=8)))
+    data = DataOptions(name="folder", root=str(images), size=16)
+    go(prepare(config(tmp_path, data=data, epochs=1, batch_size=8)))
     folder = only_run(tmp_path)
     file = str(folder / "checkpoints" / "best.pt")
-    going_on = run.Train(resume=str(folder), epochs=2), ["resume=x", "epochs=2"]
+    going_on = Train(resume=str(folder), epochs=2), ["resume=x", "epochs=2"]
     (images / "dog").rename(images / "ant")
     for where, request in {
         file: lambda: entries(tmp_path, checkpoint=file),
-        f"resume={folder}": lambda: run.prepare(*going_on),
+        f"resume={folder}": lambda: prepare(*going_on),
     }.items():
         with pytest.raises(ConfigError) as error:
             request()
         assert str(error.value) == f"{where} has other classes than the data: class 0 is cat, not ant"
     (images / "ant").rename(images / "dog")
     entries(tmp_path, checkpoint=file)
-    run.prepare(*going_on)
+    prepare(*going_on)
     class_folder(images, classes=["emu"])
     with pytest.raises(ConfigError, match="has 2 classes, but the data has 3"):
-        run.prepare(*going_on)
+        prepare(*going_on)
 
 
 def test_a_checkpoint_is_scored_on_another_set_of_the_same_classes(tmp_path):
-    run.train(run.prepare(config(tmp_path, epochs=1, limit_batches=1)))
+    go(prepare(config(tmp_path, epochs=1, limit_batches=1)))
     write_usps(tmp_path, np.zeros((10, 16, 16), dtype=np.uint8), np.arange(10))
     options = {"checkpoint": str(only_run(tmp_path) / "checkpoints" / "best.pt")}
     for name in ("usps", "digits"):
-        asked = Data(name=name, root=str(tmp_path), verify=False)
+        asked = DataOptions(name=name, root=str(tmp_path), verify=False)
         assert entries(tmp_path, data=asked, **options)[-1]["dataset"] == name

@@ -9,14 +9,13 @@ import timm
 import torch
 import torch.nn.functional as F
 import torchvision
-from helpers import LAYERED, SMALL, crossed, random_images
+from helpers import LAYERED, SMALL, crossed, prepare, random_images
 from torch import nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from optnet import ConfigError, create_model
-from optnet.app import run
-from optnet.app.config import Init, Model, Train
+from optnet.app.config import Model, Train
 from optnet.networks.initialisation import GAINED, SCHEMES, activation_gain, initialise, linear_maps, needs_data
 from optnet.networks.layers import NORMS
 
@@ -261,15 +260,15 @@ def test_the_same_seed_gives_the_same_weights_and_the_default_none():
 
 
 def test_a_run_starts_so():
-    config = Train(device="cpu", init=Init("lsuv", output_bias="frequencies"))
-    parts = run.prepare(config)
+    config = Train(device="cpu", init=InitOptions("lsuv", output_bias="frequencies"))
+    parts = prepare(config)
     labels = parts.data.train.labels
     frequencies = labels.bincount() / len(labels)
     assert torch.allclose(parts.model.head.fc.bias.exp(), frequencies, rtol=1e-5)
     images, _ = next(iter(parts.loader("train", config.batch_size, training=True).batches()))
     assert all(output.var().item() == pytest.approx(1, rel=0.02) for output in outputs(parts.model, images)[:-1])
     with pytest.raises(ConfigError, match="norm=weight"):
-        run.prepare(Train(device="cpu", model=Model(norm="weight"), init=Init("lsuv")))
+        prepare(Train(device="cpu", model=Model(norm="weight"), init=InitOptions("lsuv")))
 
 
 def test_every_scheme_is_an_option():

@@ -1,6 +1,5 @@
 """Runs of the lifted trainers: the same folder, records, resuming and refusals as backpropagation's."""
 
-import dataclasses
 import io
 import json
 import os
@@ -10,16 +9,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import call
-from omegaconf import OmegaConf
+from helpers import call, go, prepare
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import optnet
+from optnet.app import compose
 from optnet.app import evaluate as assess
-from optnet.app import run, trainers
 from optnet.app.config import Evaluate, Model, Train
 from optnet.data import load
-from optnet.training import checkpoint
+from optnet.training import checkpoint, trainers
+from optnet.training.interruption import Interrupted
+from optnet.training.job import Stopped
 
 SETTINGS = [  # (trainer, options, hidden layers, activation, epochs, validation top-1 that is surely reached)
     ("lpom", {}, [40], "relu", 8, 75),
@@ -60,7 +60,7 @@ def metrics(folder):
 )
 def test_a_lifted_trainer_learns_and_leaves_the_same_folder(tmp_path, setting):
     _, _, hidden, _, epochs, top1 = setting
-    run.train(run.prepare(config(tmp_path, setting)))
+    go(prepare(config(tmp_path, setting)))
     folder = only_run(tmp_path)
     names = {file.name for file in folder.iterdir() if "tfevents" not in file.name}
     assert names == {"config.yaml", "metrics.jsonl", "summary.json", "checkpoints", "console.log"}
@@ -75,10 +75,10 @@ def test_a_lifted_trainer_learns_and_leaves_the_same_folder(tmp_path, setting):
     for tag in tags:
         assert [point.step for point in events.Scalars(tag)] == list(range(1, epochs + 1))
     assert all(line["gap_layer1"] >= 0 for line in lines)
-    trained = trainers.build(config(tmp_path, setting), optnet.MLP(hidden, img_size=8, act_layer=setting[3]), 10)
+    trained = trainers.build(config(tmp_path, setting).recipe, optnet.MLP(hidden, img_size=8, act_layer=setting[3]), 10)
     assert ("optim/lr" in events.Tags()["scalars"]) == (getattr(trained.options, "w_step", "") == "optimizer")
     assert ("data.augment do not count" in (folder / "console.log").read_text()) == trained.full_batch
-    assess.run(assess.prepare(Evaluate(checkpoint=str(folder / "checkpoints" / "best.pt"), device="cpu")))
+    assess.score(assess.prepare(Evaluate(checkpoint=str(folder / "checkpoints" / "best.pt"), device="cpu")))
     (entry,) = json.loads((folder / "evaluation.json").read_text())
     assert entry["correct"] == summary["correct"]
 
@@ -86,23 +86,23 @@ def test_a_lifted_trainer_learns_and_leaves_the_same_folder(tmp_path, setting):
 @pytest.mark.parametrize("setting", SETTINGS[:5:2], ids=NAMES[:5:2])
 def test_an_interrupted_run_goes_on_as_if_nothing_had_been(tmp_path, setting):
     options = {"epochs": 4}
-    run.train(run.prepare(config(tmp_path / "whole", setting, **options)))
-    parts = run.prepare(config(tmp_path / "cut", setting, **options))
+    go(prepare(config(tmp_path / "whole", setting, **options)))
+    parts = prepare(config(tmp_path / "cut", setting, **options))
 
     def interrupt(*args):
         if list((tmp_path / "cut").glob("runs/*/*/metrics.jsonl")):  # in the second epoch's validation
             os.kill(os.getpid(), signal.SIGTERM)
 
     hook = parts.model.register_forward_pre_hook(interrupt)
-    with pytest.raises(SystemExit) as stopped:
-        run.train(parts)
+    with pytest.raises(Interrupted) as stopped:
+        go(parts)
     hook.remove()
-    assert stopped.value.code == 128 + signal.SIGTERM
+    assert stopped.value.signal == signal.SIGTERM
     whole, cut = only_run(tmp_path / "whole"), only_run(tmp_path / "cut")
     time.sleep(1.1)  # TensorBoard orders the event files of one process by the second
-    run.train(run.prepare(Train(resume=str(cut)), ["resume=..."]))
+    go(prepare(Train(resume=str(cut)), ["resume=..."]))
     for name in ("last.pt", "best.pt"):
-        one, two = (checkpoint.load(folder / "checkpoints" / name)["state_dict"] for folder in (whole, cut))
+        one, two = (checkpoint.load(folder / "checkpoints" / name).state_dict for folder in (whole, cut))
         assert all(torch.equal(one[key], two[key]) for key in one)
     for a, b in zip(metrics(whole), metrics(cut), strict=True):
         assert {k: v for k, v in a.items() if k not in CLOCK} == {k: v for k, v in b.items() if k not in CLOCK}
@@ -115,7 +115,7 @@ def test_a_trainer_goes_on_from_the_middle_of_an_epoch(setting):
 
     def fresh():
         torch.manual_seed(0)
-        return trainers.build(made, optnet.MLP(setting[2], act_layer=setting[3], img_size=8), 20)
+        return trainers.build(made.recipe, optnet.MLP(setting[2], act_layer=setting[3], img_size=8), 20)
 
     whole, cut = fresh(), fresh()
     size = len(data.train) if whole.full_batch else 64
@@ -162,9 +162,12 @@ def test_bad_requests_on_the_command_line(request_, tmp_path, monkeypatch, capsy
     assert not list(tmp_path.iterdir())
 
 
-def test_each_trainers_file_says_its_defaults():
-    files = {file.stem: OmegaConf.to_container(OmegaConf.load(file)) for file in CONF.glob("trainer/*.yaml")}
-    assert files == {name: dataclasses.asdict(kind.options()) for name, kind in trainers.TRAINERS.items()}
+@pytest.mark.parametrize("name", trainers.TRAINERS)
+def test_each_trainer_has_a_file_and_composes_to_its_defaults(name):
+    assert {file.stem for file in CONF.glob("trainer/*.yaml")} == set(trainers.TRAINERS)
+    compose.register("train", Train, [])
+    made = compose.compose("train", Train, [f"trainer={name}"])[0].trainer
+    assert made == trainers.TRAINERS[name].options() and made.name == name
 
 
 @pytest.mark.parametrize("name", trainers.TRAINERS)
@@ -177,7 +180,6 @@ def test_the_command_line_trains_with_each(name, tmp_path, monkeypatch):
 
 
 def test_a_diverging_step_size_stops_with_one_line(tmp_path, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        run.train(run.prepare(config(tmp_path, SETTINGS[0], lr=1e4)))
-    assert stopped.value.code == 1
+    with pytest.raises(Stopped):
+        go(prepare(config(tmp_path, SETTINGS[0], lr=1e4)))
     assert "not finite" in capsys.readouterr().out.strip().splitlines()[-1]

@@ -1,16 +1,16 @@
-"""python -m optnet: list, show, analyse."""
+"""The command optnet: list, show, analyse. (Its train and evaluate are in test_command.py.)"""
 
 import pytest
 
-from optnet import list_algorithms
-from optnet.__main__ import main
+from optnet import list_algorithms, list_models
+from optnet.app.main import main
 
 
 def test_list(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     assert main(["list"]) == 0
     out = capsys.readouterr().out
-    assert all(name in out for name in [*list_algorithms(), "hbnet_small"])
+    assert all(name in out for name in [*list_algorithms(), *list_models(), "mlp"])
 
 
 @pytest.mark.parametrize("name", list_algorithms())

@@ -5,9 +5,9 @@ import math
 import pytest
 import timm
 import torch
+from helpers import go, prepare
 
 import optnet
-from optnet.app import run
 from optnet.app.config import Model, Train
 from optnet.networks.objectives import ACTIVATIONS
 
@@ -51,6 +51,6 @@ def test_own_activations_and_refusals():
 )
 def test_models_of_one_size_are_told_the_size(tmp_path, model):
     config = Train(runs=str(tmp_path), epochs=2, device="cpu", progress=False, lr=0.01, model=model)
-    parts = run.prepare(config)
+    parts = prepare(config)
     assert parts.described["kwargs"]["img_size"] == (8, 8)
-    assert run.train(parts) > 10
+    assert go(parts) > 10

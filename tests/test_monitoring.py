@@ -10,23 +10,22 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from helpers import TINY, class_folder, config, only_run
+from helpers import TINY, class_folder, config, go, only_run, prepare
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from torch import nn
 from torch.func import functional_call
 
 import optnet
-from optnet.app import run, trainers
-from optnet.app.config import Backprop, Data, Model
-from optnet.app.config import Monitor as Options
-from optnet.app.monitor import Monitor, gradient_norms
+from optnet.app.config import Model, Train
 from optnet.data import load
 from optnet.options import check
-from optnet.training import loop
-from optnet.training.backprop import CLIPS
+from optnet.training import loop, trainers
+from optnet.training.backprop import CLIPS, BackpropOptions
 from optnet.training.monitoring import board, depth, figures
 from optnet.training.monitoring.conditioning import measure, training_loss
+from optnet.training.monitoring.monitor import Monitor, gradient_norms
+from optnet.training.monitoring.monitor import MonitorOptions as Options
 
 SMALL = ["gdnet_small", "resnet_small", "hbnet_small", "agdnet_small", "admmnet_small"]
 
@@ -165,10 +164,9 @@ def test_the_images_looked_at_are_of_every_class(tmp_path):
     """Drawn from a whole split, where a folder's files lie class by class; and the same ones in every run."""
     for part in ("train", "val", "test"):
         class_folder(tmp_path / part, classes=("ant", "bee", "cat"), count=20)
-    made = run.Train(data=Data(name="folder", root=str(tmp_path), size=16))
     for split, look in {"train": "probe", "validation": "shown"}.items():
         data = load("folder", str(tmp_path), size=16)
-        found = [getattr(Monitor(made, None, data, torch.device("cpu"), lambda: 0), look) for _ in range(2)]
+        found = [getattr(Monitor(Options(), None, data, torch.device("cpu"), lambda: 0), look) for _ in range(2)]
         images, labels = found[0]
         assert len(images) == 16 and set(labels.tolist()) == {0, 1, 2}
         assert torch.equal(images, found[1][0])
@@ -183,10 +181,10 @@ def test_the_images_looked_at_are_of_every_class(tmp_path):
 ])  # fmt: skip
 def test_images_are_loaded_for_a_view_alone(tmp_path, views, loaded):
     made = config(tmp_path, monitor=Options(**views))
-    parts = run.prepare(made)
-    trainer = trainers.build(made, parts.model, 10)
+    parts = prepare(made)
+    trainer = trainers.build(made.recipe, parts.model, 10)
     with torch.utils.tensorboard.SummaryWriter(str(tmp_path)) as writer:
-        monitor = Monitor(made, writer, parts.data, parts.device, lambda: 0)
+        monitor = Monitor(made.monitor, writer, parts.data, parts.device, lambda: 0)
         monitor.on_start(loop.Progress(), trainer)
         monitor.on_step(loop.Progress(updates=1), trainer)
         monitor.on_epoch(loop.Progress(epoch=1), trainer)
@@ -198,9 +196,9 @@ def test_gradient_norms_are_those_before_clipping(tmp_path, mode):
     looked = {}
     for clip in (None, 1e-3):
         looking = Options(every=1, conditioning=0, figures="none", graph=False)
-        trainer = Backprop(clip=clip, clip_mode=mode)
+        trainer = BackpropOptions(clip=clip, clip_mode=mode)
         made = config(tmp_path / str(clip), epochs=1, max_steps=1, monitor=looking, trainer=trainer)
-        run.train(run.prepare(made))
+        go(prepare(made))
         found = events(only_run(tmp_path / str(clip)))
         tags = [tag for tag in found.Tags()["scalars"] if tag.startswith("gradient_norm/")]
         looked[clip] = {tag: found.Scalars(tag)[0].value for tag in tags}
@@ -222,10 +220,10 @@ def events(folder):
 
 def watched(tmp_path, epochs=3, model=None, trainer=None, **options):
     monitor = Options(**{"every": 10, "conditioning": 20, "lanczos": 2, "figures": "epoch", **options})
-    parts = {"model": model or Model(**TINY), "trainer": trainer or Backprop()}
+    parts = {"model": model or Model(**TINY), "trainer": trainer or BackpropOptions()}
     made = config(tmp_path, epochs=epochs, monitor=monitor, batch_size=64, **parts)
     check(made)
-    run.train(run.prepare(made))
+    go(prepare(made))
     return only_run(tmp_path)
 
 
@@ -288,7 +286,7 @@ def test_what_cannot_be_differentiated_twice_trains_all_the_same(tmp_path):
 
 
 def test_averaged_weights_are_watched_too(tmp_path):
-    found = events(watched(tmp_path, epochs=1, trainer=Backprop(average="ema")))
+    found = events(watched(tmp_path, epochs=1, trainer=BackpropOptions(average="ema")))
     assert len(found.Scalars("gradient_norm/all")) == 2 and len(found.Scalars("conditioning/gg")) == 1
 
 
@@ -302,7 +300,7 @@ def test_watching_changes_no_number(tmp_path):
 def test_a_resumed_run_has_no_point_twice(tmp_path):
     folder = watched(tmp_path, epochs=2, figures="end")
     time.sleep(1.1)  # TensorBoard orders the event files of one process by the second
-    run.train(run.prepare(run.Train(resume=str(folder), epochs=4), ["resume=x", "epochs=4"]))
+    go(prepare(Train(resume=str(folder), epochs=4), ["resume=x", "epochs=4"]))
     found = events(folder)
     points = {tag: [point.step for point in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
     assert points["gradient_norm/all"] == points["movement/stages.0.unrolled/001"] == list(range(10, 81, 10))
@@ -323,12 +321,12 @@ def test_hyperparameters_have_the_same_keys_in_every_run():
 
 def test_the_defaults_cost_less_than_three_per_cent_of_a_step(tmp_path):
     """Of the default model, data and batch size: what each view takes, shared by the steps between two of them."""
-    config = run.Train(device="cpu")
-    parts = run.prepare(config)
-    trainer = trainers.build(config, parts.model, 1000)
+    config = Train(device="cpu")
+    parts = prepare(config)
+    trainer = trainers.build(config.recipe, parts.model, 1000)
     images, labels = next(parts.data.loader("train", config.batch_size, device=parts.device).batches())
     with torch.utils.tensorboard.SummaryWriter(str(tmp_path)) as writer:
-        monitor = Monitor(config, writer, parts.data, parts.device, lambda: 0)
+        monitor = Monitor(config.monitor, writer, parts.data, parts.device, lambda: 0)
         every, conditioning = config.monitor.every, config.monitor.conditioning
         between = {
             "step": 1, "look": every, "conditioning": conditioning, "epoch": len(parts.data.train) // config.batch_size

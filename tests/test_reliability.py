@@ -10,14 +10,16 @@ import time
 
 import pytest
 import torch
-from helpers import CLOCK, ROOT, class_folder, config, metrics, only_run, train, weights
+from helpers import CLOCK, ROOT, class_folder, config, go, metrics, only_run, prepare, train, weights
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from optnet import CheckpointError
-from optnet.app import run
-from optnet.app.config import Data, Model, Schedule, Train
-from optnet.training import checkpoint
+from optnet.app.config import Model, Train
+from optnet.data import DataOptions
+from optnet.training import checkpoint, run
+from optnet.training.job import Stopped
 from optnet.training.loop import Progress, train_epoch
+from optnet.training.schedules import ScheduleOptions
 
 EVERYTHING = (
     "epochs=6", "data.augment=shift", "trainer.average=ema", "trainer.average_decay=0.9", "trainer.recalibrate=3",
@@ -65,7 +67,7 @@ def points(folder):
 def same_run(whole, cut):
     one, two = checkpoint.load(whole / "checkpoints" / "last.pt"), checkpoint.load(cut / "checkpoints" / "last.pt")
     for part in ("state_dict", "network"):
-        a, b = (c["state_dict"] if part == "state_dict" else c["trainer"][part] for c in (one, two))
+        a, b = (c.state_dict if part == "state_dict" else c.trainer[part] for c in (one, two))
         assert all(torch.equal(a[key], b[key]) for key in a), f"{part} differs"
     for a, b in zip(metrics(whole), metrics(cut), strict=True):
         assert {k: v for k, v in a.items() if k not in CLOCK} == {k: v for k, v in b.items() if k not in CLOCK}
@@ -142,12 +144,12 @@ def test_signals_save_and_exit(tmp_path, number, status):
     time.sleep(0.5)
     process.send_signal(number)
     assert "interrupted and saved" in finish(process, status)
-    assert checkpoint.load(last)["progress"]["updates"] > 0
+    assert checkpoint.load(last).progress["updates"] > 0
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "foreign", "missing"])
 def test_a_damaged_last_checkpoint_falls_back(tmp_path, capsys, damage):
-    steady = Schedule(name="constant", warmup=0)  # in so far the same course, however many epochs are to come
+    steady = ScheduleOptions(name="constant", warmup=0)  # in so far the same course, however many epochs are to come
     train(tmp_path / "whole", epochs=4, schedule=steady)
     train(tmp_path / "cut", epochs=3, schedule=steady)
     whole, cut = only_run(tmp_path / "whole"), only_run(tmp_path / "cut")
@@ -157,24 +159,24 @@ def test_a_damaged_last_checkpoint_falls_back(tmp_path, capsys, damage):
         last.unlink()
     else:
         last.write_bytes({"truncated": content[: len(content) // 2], "empty": b"", "foreign": b"nonsense"}[damage])
-    parts = run.prepare(Train(resume=str(cut), epochs=4), ["resume=x", "epochs=4"])
-    assert parts.resumed["progress"]["epoch"] == 2
+    parts = prepare(Train(resume=str(cut), epochs=4), ["resume=x", "epochs=4"])
+    assert parts.resumed.progress["epoch"] == 2
     capsys.readouterr()
-    run.train(parts)
+    go(parts)
     assert "going on from the one before it" in capsys.readouterr().out
     assert [line["epoch"] for line in metrics(cut)] == [1, 2, 3, 4]
     one, two = weights(whole), weights(cut)
     assert all(torch.equal(one[key], two[key]) for key in one)
-    assert checkpoint.load(cut / "checkpoints" / "previous.pt")["progress"]["epoch"] == 3
+    assert checkpoint.load(cut / "checkpoints" / "previous.pt").progress["epoch"] == 3
     (cut / "checkpoints" / "previous.pt").write_bytes(b"")
     (cut / "checkpoints" / "last.pt").write_bytes(b"")
     with pytest.raises(CheckpointError):
-        run.prepare(Train(resume=str(cut)), ["resume=x"])
+        prepare(Train(resume=str(cut)), ["resume=x"])
 
 
 def test_a_loss_that_is_not_finite_names_its_step(tmp_path, capsys):
     """From the sixth step on the weights are not finite, so the seventh step's loss is the first one that is not."""
-    parts = run.prepare(config(tmp_path, epochs=2))
+    parts = prepare(config(tmp_path, epochs=2))
     seen = []
 
     def spoil(module, inputs):
@@ -185,9 +187,9 @@ def test_a_loss_that_is_not_finite_names_its_step(tmp_path, capsys):
                     next(module.parameters()).fill_(float("nan"))
 
     parts.model.register_forward_pre_hook(spoil)
-    with pytest.raises(SystemExit) as stopped:
-        run.train(parts)
-    assert stopped.value.code == 1
+    with pytest.raises(Stopped) as stopped:
+        go(parts)
+    assert stopped.value.said
     out = capsys.readouterr().out
     assert "not finite at step 7" in out and "last good checkpoint is" in out
     state = weights(only_run(tmp_path))
@@ -210,7 +212,7 @@ def test_a_full_disk_loses_nothing_that_is_written(tmp_path):
     assert "cannot be written" in out and f"resume={folder}" in out and "Traceback" not in out
     assert all(file.read_bytes().startswith(content) for file, content in before.items() if file.name != "config.yaml")
     assert not list(folder.rglob("*.partial"))
-    run.train(run.prepare(Train(resume=str(folder), epochs=3), ["resume=x", "epochs=3"]))
+    go(prepare(Train(resume=str(folder), epochs=3), ["resume=x", "epochs=3"]))
     assert [line["epoch"] for line in metrics(folder)] == [1, 2, 3]
 
 
@@ -219,15 +221,14 @@ def test_images_that_cannot_be_read(tmp_path, unreadable, capsys):
     class_folder(tmp_path / "images", count=30)
     for name in ("3.jpg", "7.jpg"):
         (tmp_path / "images" / "cat" / name).write_bytes(b"\xff\xd8\xff broken")
-    data = Data(name="folder", root=str(tmp_path / "images"), size=16, workers=1, unreadable=unreadable)
-    parts = run.prepare(config(tmp_path, data=data, batch_size=8, epochs=1, model=Model("resnet10t"), lr=0.01))
+    data = DataOptions(name="folder", root=str(tmp_path / "images"), size=16, workers=1, unreadable=unreadable)
+    parts = prepare(config(tmp_path, data=data, batch_size=8, epochs=1, model=Model("resnet10t"), lr=0.01))
     if unreadable == "fail":
-        with pytest.raises(SystemExit) as stopped:
-            run.train(parts)
-        assert stopped.value.code == 1
+        with pytest.raises(Stopped):
+            go(parts)
         assert "cannot be read as an image" in capsys.readouterr().out
         return
-    run.train(parts)
+    go(parts)
     out = capsys.readouterr().out
     for name in ("3.jpg", "7.jpg"):
         assert sum("left out" in line and name in line for line in out.splitlines()) == 1
@@ -239,10 +240,10 @@ def test_training_costs_little_beyond_forward_backward_and_update(tmp_path):
     """What an epoch takes beside the network's forward and backward pass and the optimizer's step: less than 5 %."""
     made = config(
         tmp_path, model=Model("hbnet20_cifar"), batch_size=128, limit_batches=4,
-        data=Data(name="synthetic", size=32, images=1200),
+        data=DataOptions(name="synthetic", size=32, images=1200),
     )  # fmt: skip
     made.data.augment = "crop_flip"
-    whole = run.Run(run.prepare(made))
+    whole = run.Run(prepare(made), print)
     trainer, threads, backward, inside = whole.trainer, torch.get_num_threads(), torch.Tensor.backward, []
 
     def timed(function):

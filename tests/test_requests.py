@@ -6,9 +6,10 @@ from dataclasses import fields, is_dataclass
 import pytest
 from helpers import call
 
-from optnet.app.config import Data, Evaluate, Train
-from optnet.app.trainers import TRAINERS
+from optnet.app.config import Evaluate, Train
+from optnet.data import DataOptions
 from optnet.options import example
+from optnet.training.trainers import TRAINERS
 
 OWN = {
     "name": "name=../x", "device": "device=nonsense", "resume": "resume=nonsense", "runs": "runs=notes.txt",
@@ -37,7 +38,7 @@ def leaves(config, prefix=""):
 
 def tree():
     """(program, options that come first, tree, dotted key, field) of every key of both programs."""
-    evaluation = Evaluate(data=Data())
+    evaluation = Evaluate(data=DataOptions())
     for key, field in leaves(Train()):
         yield "train", (), Train(), key, field
     for name, kind in TRAINERS.items():

@@ -10,17 +10,18 @@ import time
 import numpy as np
 import pytest
 import torch
-from helpers import CLOCK, TINY, config, metrics, only_run, train, weights
+from helpers import CLOCK, TINY, config, go, metrics, only_run, prepare, train, weights
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import optnet
 from optnet import CheckpointError, ConfigError
 from optnet.app import evaluate as assess
-from optnet.app import run
-from optnet.app.config import Data, Evaluate, Model, Train
-from optnet.data import load
+from optnet.app.config import Evaluate, Model, Train
+from optnet.data import DataOptions, load
 from optnet.data.loading import FileLoader
 from optnet.training import checkpoint
+from optnet.training.interruption import Interrupted
+from optnet.training.job import Stopped
 from optnet.training.loop import Progress, train_epoch
 
 FAMILIES = ["gradient_descent", "heavy_ball", "nesterov", "nesterov_dense", "admm", "merge_and_run"]
@@ -43,7 +44,7 @@ def test_a_run_owns_one_folder(tmp_path):
     assert summary["best"] == max(line["validation_top1"] for line in lines)
     for file in (folder / "checkpoints").iterdir():
         content = torch.load(file, weights_only=True)
-        assert {"model", "state_dict", "trainer", "progress", "config"} <= set(content)
+        assert set(content) == {"format", *checkpoint.ENTRIES} and content["format"] == checkpoint.FORMAT
 
     events = EventAccumulator(str(folder)).Reload()
     model = checkpoint.rebuild(checkpoint.load(folder / "checkpoints" / "last.pt"))
@@ -66,7 +67,7 @@ def test_every_family_trains_and_evaluates(tmp_path, algorithm):
     assert lines[1]["train_loss"] < lines[0]["train_loss"]
     best = folder / "checkpoints" / "best.pt"
     for split in ("test", "validation"):
-        assess.run(assess.prepare(Evaluate(checkpoint=str(best), split=split, device="cpu")))
+        assess.score(assess.prepare(Evaluate(checkpoint=str(best), split=split, device="cpu")))
     test, validation = json.loads((folder / "evaluation.json").read_text())
     assert test["correct"] == summary["correct"] and test["count"] == summary["count"] == 360
     assert validation["top1"] == summary["best"]
@@ -104,7 +105,7 @@ def test_a_checkpoint_runs_nobodys_file(tmp_path):
     summary = json.loads((folder / "summary.json").read_text())
     parts = assess.prepare(Evaluate(checkpoint=str(folder / "checkpoints" / "best.pt"), device="cpu"))
     assert parts.subjects[0].model.stages[0].unrolled.program.constants["pull"] == 0.2
-    assess.run(parts)
+    assess.score(parts)
     (entry,) = json.loads((folder / "evaluation.json").read_text())
     assert entry["correct"] == summary["correct"]
 
@@ -115,7 +116,7 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_been(tmp_path, number):
     train(tmp_path / "whole", **options)
     whole = only_run(tmp_path / "whole")
 
-    parts = run.prepare(config(tmp_path / "cut", **options))
+    parts = prepare(config(tmp_path / "cut", **options))
     seen = []
 
     def interrupt(*args):
@@ -124,13 +125,13 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_been(tmp_path, number):
             os.kill(os.getpid(), number)
 
     parts.model.register_forward_pre_hook(interrupt)
-    with pytest.raises(SystemExit) as stopped:
-        run.train(parts)
-    assert stopped.value.code == 128 + number
+    with pytest.raises(Interrupted) as stopped:
+        go(parts)
+    assert stopped.value.signal == number
     cut = only_run(tmp_path / "cut")
     assert not (cut / "summary.json").exists()
     time.sleep(1.1)  # TensorBoard orders the event files of one process by the second
-    run.train(run.prepare(Train(resume=str(cut)), ["resume=..."]))
+    go(prepare(Train(resume=str(cut)), ["resume=..."]))
 
     for name in ("last", "best"):
         one, two = weights(whole, name), weights(cut, name)
@@ -143,7 +144,7 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_been(tmp_path, number):
 
 def interrupted(place, images, calls, number=signal.SIGTERM, **options):
     """The folder of a run that gets a signal in its forward pass number ``calls`` of so many images."""
-    parts = run.prepare(config(place, **options))
+    parts = prepare(config(place, **options))
     seen = []
 
     def interrupt(module, inputs):
@@ -153,9 +154,9 @@ def interrupted(place, images, calls, number=signal.SIGTERM, **options):
                 os.kill(os.getpid(), number)
 
     parts.model.register_forward_pre_hook(interrupt)
-    with pytest.raises(SystemExit) as stopped:
-        run.train(parts)
-    assert stopped.value.code == 128 + number
+    with pytest.raises(Interrupted) as stopped:
+        go(parts)
+    assert stopped.value.signal == number
     return only_run(place)
 
 
@@ -166,15 +167,15 @@ def test_a_signal_while_scoring_stops_the_run(tmp_path, images, lines):
     train(tmp_path / "whole", **options)
     cut = interrupted(tmp_path / "cut", images, lines if images == 144 else 1, **options)
     assert len(metrics(cut)) == lines and not (cut / "summary.json").exists()
-    assert checkpoint.load(cut / "checkpoints" / "last.pt")["progress"]["epoch"] == lines
-    before = checkpoint.load(cut / "checkpoints" / "previous.pt")["progress"]
+    assert checkpoint.load(cut / "checkpoints" / "last.pt").progress["epoch"] == lines
+    before = checkpoint.load(cut / "checkpoints" / "previous.pt").progress
     assert before["epoch"] == lines - 1 and before["batch"] == before["updates"] - 10 * before["epoch"] > 0
     time.sleep(1.1)
     scoring = (cut / "checkpoints" / "previous.pt").read_bytes()  # what a kill while scoring leaves
     for left in (None, scoring):
         if left:
             (cut / "checkpoints" / "last.pt").write_bytes(left)
-        run.train(run.prepare(Train(resume=str(cut)), ["resume=..."]))
+        go(prepare(Train(resume=str(cut)), ["resume=..."]))
         one, two = weights(only_run(tmp_path / "whole")), weights(cut)
         assert all(torch.equal(one[key], two[key]) for key in one)
         assert [line["epoch"] for line in metrics(cut)] == [1, 2]
@@ -182,10 +183,10 @@ def test_a_signal_while_scoring_stops_the_run(tmp_path, images, lines):
 
 def test_an_epoch_goes_on_with_the_batches_it_had(tmp_path):
     cut = interrupted(tmp_path, 32, 60, epochs=4, batch_size=32, batch_milestones=[0.5], batch_growth=4)
-    assert checkpoint.load(cut / "checkpoints" / "last.pt")["progress"]["batch"] > 0
+    assert checkpoint.load(cut / "checkpoints" / "last.pt").progress["batch"] > 0
     before = {file: file.read_bytes() for file in cut.rglob("*") if file.is_file()}
     with pytest.raises(CheckpointError, match="midst of an epoch with batch_size") as error:
-        run.train(run.prepare(Train(resume=str(cut), epochs=2), ["resume=...", "epochs=2"]))
+        go(prepare(Train(resume=str(cut), epochs=2), ["resume=...", "epochs=2"]))
     assert "\n" not in str(error.value)
     assert before == {file: file.read_bytes() for file in cut.rglob("*") if file.is_file()}
     with pytest.raises(ValueError, match="are done"):
@@ -213,7 +214,7 @@ def test_a_damaged_configuration_is_one_line(tmp_path, text):
     folder = only_run(tmp_path)
     (folder / "config.yaml").write_text(text)
     with pytest.raises(ConfigError, match=r"config\.yaml cannot be read") as error:
-        run.prepare(Train(resume=str(folder)), ["resume=x"])
+        prepare(Train(resume=str(folder)), ["resume=x"])
     assert "\n" not in str(error.value)
 
 
@@ -233,24 +234,23 @@ def test_a_configuration_in_a_run_folder_means_that_it_can_go_on(tmp_path, monke
 def test_a_resumed_run_keeps_its_config(tmp_path):
     train(tmp_path, epochs=2, lr=0.05)
     folder = only_run(tmp_path)
-    parts = run.prepare(Train(resume=str(folder), epochs=3), ["resume=x", "epochs=3"])
-    assert parts.config.lr == 0.05 and parts.config.epochs == 3
-    run.train(parts)
+    parts = prepare(Train(resume=str(folder), epochs=3), ["resume=x", "epochs=3"])
+    assert parts.recipe.lr == 0.05 and parts.options.epochs == 3
+    go(parts)
     assert [line["epoch"] for line in metrics(folder)] == [1, 2, 3]
-    assert run.prepare(Train(resume=str(folder)), ["resume=x"]).config.epochs == 3
+    assert prepare(Train(resume=str(folder)), ["resume=x"]).options.epochs == 3
     with pytest.raises(ConfigError, match="keeps its config"):
-        run.prepare(Train(resume=str(folder), lr=0.2), ["lr=0.2"])
+        prepare(Train(resume=str(folder), lr=0.2), ["lr=0.2"])
     with pytest.raises(ConfigError, match="done already"):
-        run.prepare(Train(resume=str(folder), epochs=1), ["epochs=1"])
+        prepare(Train(resume=str(folder), epochs=1), ["epochs=1"])
     with pytest.raises(ConfigError, match="not a run's folder"):
-        run.prepare(Train(resume=str(tmp_path)))
+        prepare(Train(resume=str(tmp_path)))
 
 
 def test_a_diverging_run_stops_with_status_1(tmp_path, capsys):
-    with pytest.raises(SystemExit) as stopped:
+    with pytest.raises(Stopped, match="not finite") as stopped:
         train(tmp_path, lr=1e30, epochs=2)
-    assert stopped.value.code == 1
-    assert "not finite" in capsys.readouterr().out
+    assert stopped.value.said and "not finite" in capsys.readouterr().out
 
 
 class Malicious:
@@ -270,7 +270,7 @@ def test_bad_checkpoints(tmp_path, monkeypatch):
         (tmp_path / name).write_bytes(content)
     torch.save({"weights": torch.zeros(3)}, tmp_path / "other")
     torch.save({"state_dict": Malicious(), "format": 1}, tmp_path / "malicious zip")
-    content = checkpoint.load(best)
+    content = torch.load(best, weights_only=True)
     content["state_dict"].popitem()
     torch.save(content, tmp_path / "incomplete")
     for name in [*files, "missing", "other", "malicious zip", "incomplete"]:
@@ -282,7 +282,7 @@ def test_bad_checkpoints(tmp_path, monkeypatch):
         for place in ("last.pt", "previous.pt"):
             (best.parent / place).write_bytes((tmp_path / name).read_bytes())
         with pytest.raises(CheckpointError):
-            run.prepare(Train(resume=str(best.parent.parent)), ["resume=x"])
+            prepare(Train(resume=str(best.parent.parent)), ["resume=x"])
     assert not (tmp_path / "ran_by_a_pickle").exists()
 
 
@@ -296,16 +296,16 @@ def test_a_crafted_checkpoint_runs_nothing(tmp_path, monkeypatch, name, programs
         "import os\nos.mkdir('ran_by_a_checkpoint')\ndef m(T, x, steps):\n    return T(x)\n"
     )
     last = only_run(tmp_path) / "checkpoints" / "last.pt"
-    content = checkpoint.load(last)
+    content = torch.load(last, weights_only=True)
     made = content["model"]["kwargs"] if programs else {"blocks": [1, 2], "widths": [4, 8], "layer": "conv"}
     content["model"] = {"name": name, "kwargs": {**made, "algorithm": "evil.py:m", "checkpoint_path": "evil.pt"}}
     torch.save(content, last)
     if programs and name == "hbnet_small":
-        assert checkpoint.rebuild(content).programs_json() == made["programs"]
+        assert checkpoint.rebuild(checkpoint.load(last)).programs_json() == made["programs"]
     else:
         for request in (
             lambda: assess.prepare(Evaluate(checkpoint=str(last))),
-            lambda: run.prepare(Train(resume=str(last.parent.parent)), ["resume=x"]),
+            lambda: prepare(Train(resume=str(last.parent.parent)), ["resume=x"]),
         ):
             with pytest.raises(CheckpointError) as error:
                 request()
@@ -333,13 +333,14 @@ class Unwritable:
 
 def test_what_is_no_fault_of_the_disk_is_not_called_one(tmp_path):
     with pytest.raises(RuntimeError, match="accelerator is gone"):
-        checkpoint.save(tmp_path / "last.pt", {"weights": Unwritable()})
+        made = {key: {} for key in checkpoint.ENTRIES} | {"trainer": {"weights": Unwritable()}}
+        checkpoint.save(tmp_path / "last.pt", checkpoint.Checkpoint(**made))
     assert not list(tmp_path.iterdir())
 
 
 def test_a_model_by_name_is_evaluated_on_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assess.run(assess.prepare(Evaluate(model="resnet18", device="cpu", data=Data())))
+    assess.score(assess.prepare(Evaluate(model="resnet18", device="cpu", data=DataOptions())))
     (file,) = tmp_path.glob("runs/*/*/evaluation.json")
     (entry,) = json.loads(file.read_text())
     assert entry["model"] == "resnet18" and entry["count"] == 360

@@ -1,4 +1,4 @@
-"""From the command line to a checked configuration: Hydra, and the exit statuses. Trains and evaluates nothing."""
+"""From the command line to a checked configuration: Hydra. Trains and evaluates nothing."""
 
 from __future__ import annotations
 
@@ -11,57 +11,92 @@ from typing import Any
 import hydra
 import timm
 from hydra._internal.utils import get_args_parser
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
-from optnet.app.config import Data, Evaluate, Train
-from optnet.app.trainers import typed, wrong_type
-from optnet.errors import AlgorithmError, ConfigError, RequestError
+import optnet
+from optnet.app.config import Evaluate, Train
+from optnet.app.exits import exit_statuses
+from optnet.app.guide import guide
+from optnet.data import DataOptions
+from optnet.errors import AlgorithmError, ConfigError, RequestError, reason
 from optnet.language.lookup import find_algorithm, list_algorithms
 from optnet.networks.zoo import list_models
-from optnet.options import check
-from optnet.training.distributed import launched, launched_first
+from optnet.options import check, example
+from optnet.training.distributed import launched
+from optnet.training.trainers import TRAINERS
 
-Prepare = Callable[[Any, Sequence[str]], Any]
+Schema = type[Train] | type[Evaluate]
+Prepare = Callable[[Sequence[tuple[Any, Sequence[str]]]], Sequence[Any]]
+
+_PREPARED: list[Any] = []
+"""The requests of this command that are prepared and not yet run; each has its ``config``."""
 
 
-def run(
-    name: str, schema: type[Train] | type[Evaluate], prepare: Prepare, job: Callable[[Any], Any], conf: Path
-) -> None:
-    """Runs ``job(prepare(config, overrides))`` under Hydra.
+def conf() -> Path:
+    """The folder conf/: inside the package where a wheel was installed, else beside it in a checkout."""
+    package = Path(optnet.__file__).parent
+    return next(place for place in (package / "conf", package.parent / "conf") if (place / "train.yaml").is_file())
 
-    ``prepare`` raises ``RequestError`` for what cannot be done and writes nothing; it is called for every job of a
-    sweep before the first one runs. A wrong request ends with one line on stderr and status 2.
+
+class _UsersConf(SearchPathPlugin):
+    """Hydra looks for groups in the user's conf/ too: in the working directory, and beside the script that runs."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        places = (Path.cwd() / "conf", Path(sys.argv[0]).absolute().parent / "conf")
+        for place in dict.fromkeys(place.resolve() for place in places if place.is_dir()):
+            if place != conf().resolve():
+                search_path.append(provider="user", path=f"file://{place}")
+
+
+def run(name: str, schema: Schema, prepare: Prepare, job: Callable[[Any], Any]) -> None:
+    """Runs ``job(request)`` under Hydra, for each request of ``prepare(((config, overrides), ...))``.
+
+    ``prepare`` raises ``RequestError`` for what cannot be done and writes nothing. It gets every job of a sweep at
+    once, before the first one runs. A wrong request ends with one line on stderr and status 2.
     """
-    prepared: list[Any] = []
-    try:
+    Plugins.instance().register(_UsersConf)
+    _PREPARED.clear()
+    with exit_statuses():
         sys.argv[1:] = register(name, schema, sys.argv[1:])
         asked = _arguments(sys.argv[1:])
         if asked.multirun and launched():
             raise ConfigError("-m does not go under torchrun; instead: python train.py -m distributed.processes=N ...")
-        if not (asked.help or asked.hydra_help or asked.config_dir or asked.config_path or asked.config_name):
-            for overrides in _jobs(asked.overrides, asked.multirun):
-                config = _compose(name, schema, overrides, conf)
-                if not (asked.cfg or asked.info or asked.shell_completion):
-                    prepared = [prepare(config, overrides)]
-            if asked.multirun:
-                prepared.clear()
-    except RequestError as error:
-        _refuse(error)
+        if asked.help:
+            config, groups = compose(name, schema, asked.overrides)
+            print(guide(name, config, groups))
+            return
+        if not (asked.hydra_help or asked.config_dir or asked.config_path or asked.config_name):
+            composed = [
+                (compose(name, schema, overrides)[0], overrides) for overrides in _jobs(asked.overrides, asked.multirun)
+            ]
+            if not (asked.cfg or asked.info or asked.shell_completion):
+                _PREPARED.extend(prepare(composed))
 
     def main(config: Any) -> Any:
-        try:
-            overrides = HydraConfig.get().overrides.task
-            return job(prepared.pop() if prepared else prepare(_typed(schema, config), overrides))
-        except RequestError as error:
-            _refuse(error)
+        with exit_statuses():
+            chosen = typed(schema, config)
+            request = _prepared(chosen)
+            return job(request or prepare([(chosen, HydraConfig.get().overrides.task)])[0])
 
-    hydra.main(version_base=None, config_path=str(conf), config_name=name)(main)()
+    hydra.main(version_base=None, config_path=str(conf()), config_name=name)(main)()
+
+
+def _prepared(config: Any) -> Any:
+    """The prepared request of a configuration, once. There is none in the process that a cluster runs a job in."""
+    for request in _PREPARED:
+        if request.config == config:
+            _PREPARED.remove(request)
+            return request
+    return None
 
 
 def _arguments(arguments: list[str]) -> Any:
@@ -75,13 +110,7 @@ def _arguments(arguments: list[str]) -> Any:
     return parser.parse_args(arguments)
 
 
-def _refuse(error: Exception) -> None:
-    if launched_first():
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-    sys.exit(2)
-
-
-def register(name: str, schema: type[Any], arguments: list[str]) -> list[str]:
+def register(name: str, schema: Schema, arguments: list[str]) -> list[str]:
     """Tells Hydra the keys, our models and algorithms, and those that the command line names: timm's, or a file's.
 
     Returns the arguments with the slashes of such files written as bars: to Hydra a slash is a group in a group.
@@ -94,7 +123,10 @@ def register(name: str, schema: type[Any], arguments: list[str]) -> list[str]:
     if "algorithm" not in node:
         store.repo.pop("model", None)  # here model= is a value, not an option of a group
         return arguments
-    models, algorithms = {"mlp", *list_models()}, set(list_algorithms())
+    for trainer, kind in TRAINERS.items():
+        keys = OmegaConf.to_container(OmegaConf.structured(kind.options))
+        store.store(group="schema", name=trainer, node=keys, package="trainer")
+    models, algorithms = set(list_models()), set(list_algorithms())
     written = []
     for argument in arguments:
         key, _, values = argument.partition("=")
@@ -131,31 +163,78 @@ def _jobs(arguments: list[str], sweep: bool) -> Iterator[list[str]]:
     return (list(job) for job in itertools.product(*parts))
 
 
-def _compose(name: str, schema: type[Any], overrides: list[str], conf: Path) -> Any:
+def compose(name: str, schema: Schema, overrides: Sequence[str]) -> tuple[Any, dict[str, list[str]]]:
+    """The configuration of these overrides, checked, and the options of every group.
+
+    Raises:
+        ConfigError: a key or a value is wrong.
+    """
     try:
         GlobalHydra.instance().clear()
-        with hydra.initialize_config_dir(str(conf), version_base=None):
-            config = hydra.compose(name, overrides)
-        return _typed(schema, config)
+        with hydra.initialize_config_dir(str(conf()), version_base=None):
+            config = hydra.compose(name, list(overrides))
+            loader = GlobalHydra.instance().config_loader()
+            groups = [group for group in loader.list_groups("") if group not in ("hydra", "schema")]
+            options = {group: sorted(loader.get_group_options(group)) for group in groups}
+        return typed(schema, config), options
     except (HydraException, OmegaConfBaseException, ValueError, TypeError, AssertionError) as error:
         if isinstance(error, RequestError):
             raise
         if isinstance(error.__cause__, ValidationError) and error.__cause__.full_key:
             defaults = schema()
-            defaults.data = defaults.data or Data()  # evaluate.py takes a checkpoint's own
-            raise wrong_type(error.__cause__, defaults) from None
+            defaults.data = defaults.data or DataOptions()  # evaluate.py takes a checkpoint's own
+            raise _wrong_type(error.__cause__, defaults) from None
         raise ConfigError(_one_line(error)) from None
 
 
-def _typed(schema: type[Any], config: Any) -> Any:
+def read(schema: type[Train], file: Path) -> Train:
+    """A stored configuration.
+
+    Raises:
+        ConfigError: it is no YAML, or not of this schema.
+    """
+    try:
+        return _objects(schema, OmegaConf.load(file))
+    except Exception as error:  # what stands in it may be anything
+        raise ConfigError(f"{file} cannot be read: {reason(error)}") from None
+
+
+def typed(schema: Schema, config: Any) -> Any:
+    """A composed configuration as checked dataclasses, its trainer's options among them.
+
+    Raises:
+        ConfigError: a key or a value is wrong.
+    """
     if missing := OmegaConf.missing_keys(config):
         raise ConfigError(f"{', '.join(sorted(missing))}: ??? is no value; give one")
     try:
-        checked = typed(schema, config)
+        checked = _objects(schema, config)
     except OmegaConfBaseException as error:
         raise ConfigError(_one_line(error)) from None
     check(checked)
     return checked
+
+
+def _objects(schema: Schema, content: Any) -> Any:
+    """Raises:
+    ConfigError: there is no such trainer, or a value is of the wrong type. OmegaConfBaseException: an unknown key.
+    """
+    base = OmegaConf.structured(schema)
+    if "trainer" in base:
+        name = OmegaConf.select(content, "trainer.name")
+        if name not in TRAINERS:
+            raise ConfigError(f"trainer.name={name} is unknown; it is one of {', '.join(TRAINERS)}")
+        base.trainer = OmegaConf.structured(TRAINERS[name].options)
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(base, content))
+    except ValidationError as error:
+        raise _wrong_type(error, OmegaConf.to_object(base)) from None
+
+
+def _wrong_type(error: ValidationError, defaults: Any) -> ConfigError:
+    """Names the key, the value that is of the wrong type, and one of the right type."""
+    key, value = str(error.full_key), getattr(error, "value", "")
+    return ConfigError(f"{key}={value} is of the wrong type; give one like {example(defaults, key)}")
 
 
 def _one_line(error: Exception) -> str:

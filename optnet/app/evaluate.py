@@ -1,4 +1,4 @@
-"""An evaluation from its configuration to its table and evaluation.json: of one or several models on one data set."""
+"""evaluate.py: one or several models are composed, checked, scored on one data set, and written to evaluation.json."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from optnet.app import setup
+from optnet.app.compose import run
 from optnet.app.config import Evaluate
 from optnet.app.subjects import Subject, of_checkpoint, of_name
 from optnet.errors import ConfigError
 from optnet.training import distributed
-from optnet.training.environment import versions
+from optnet.training.environment import find_device, versions
 from optnet.training.logbook import new_folder, write_json
 from optnet.training.measuring import multiply_adds, throughput
-from optnet.training.monitoring.figures import confusion_matrix
 from optnet.training.scoring import Score, evaluate
 
 COLUMNS = {
@@ -32,7 +31,7 @@ COLUMNS = {
 
 
 @dataclass
-class Parts:
+class Request:
     """All that an evaluation is made of, checked and built before anything is written."""
 
     config: Evaluate
@@ -40,7 +39,20 @@ class Parts:
     subjects: list[Subject]
 
 
-def prepare(config: Evaluate, overrides: Sequence[str] = ()) -> Parts:
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Evaluates as the command line says, by default that of this process; exits with a status if it fails."""
+    if arguments is not None:
+        sys.argv[1:] = arguments
+    with distributed.processes():
+        run("evaluate", Evaluate, requests, score)
+
+
+def requests(asked: Sequence[tuple[Evaluate, Sequence[str]]]) -> list[Request]:
+    """Checks all evaluations of a sweep, or the one; see ``prepare``."""
+    return [prepare(config) for config, _ in asked]
+
+
+def prepare(config: Evaluate) -> Request:
     """Checks a request by building its parts; writes nothing.
 
     Raises:
@@ -56,7 +68,7 @@ def prepare(config: Evaluate, overrides: Sequence[str] = ()) -> Parts:
         if output.is_dir() or not next(path for path in output.parents if path.exists()).is_dir():
             raise ConfigError(f"output={config.output} must be a file in a folder, like evaluation.json")
         _earlier(output)
-    device = distributed.device(setup.device(config.device))
+    device = distributed.device(find_device(config.device))
     if files:
         models: list[str | None] = [*names] if len(names) == len(files) else [names[0] if names else None] * len(files)
         subjects = [of_checkpoint(config, file, name) for file, name in zip(files, models, strict=True)]
@@ -64,7 +76,7 @@ def prepare(config: Evaluate, overrides: Sequence[str] = ()) -> Parts:
         subjects = [of_name(config, name) for name in names]
     for subject in subjects:
         subject.try_forward(config.split)
-    return Parts(config, device, subjects)
+    return Request(config, device, subjects)
 
 
 def _listed(key: str, given: Any) -> list[str]:
@@ -75,71 +87,74 @@ def _listed(key: str, given: Any) -> list[str]:
     return values
 
 
-def run(parts: Parts) -> float:
+def score(request: Request) -> float:
     """Scores each model, prints a table, adds the entries to evaluation.json. Returns the last top-1 accuracy, in %."""
-    scores = [_score(subject, parts) for subject in parts.subjects]
+    scores = [_score(subject, request) for subject in request.subjects]
     if distributed.is_primary():
-        file = _output(parts)
+        from optnet.training.monitoring.figures import confusion_matrix  # matplotlib takes a while
+
+        file = _output(request)
         earlier, entries = _earlier(file), []
-        for number, (subject, (score, unreadable)) in enumerate(zip(parts.subjects, scores, strict=True), len(earlier)):
+        found = zip(request.subjects, scores, strict=True)
+        for number, (subject, (scored, unreadable)) in enumerate(found, len(earlier)):
             drawn = file.with_name(f"{file.stem}_confusion_{number}.png")
-            figure = confusion_matrix(score.confusion, subject.data.classes)
+            figure = confusion_matrix(scored.confusion, subject.data.classes)
             figure.savefig(drawn, dpi=150, bbox_inches="tight")
-            entries.append(_entry(subject, parts, score) | {"unreadable": unreadable, "confusion": drawn.name})
+            entries.append(_entry(subject, request, scored) | {"unreadable": unreadable, "confusion": drawn.name})
         write_json(file, [*earlier, *entries])
-        _show(parts, entries)
+        _show(request, entries)
         print(f"written to {file}")
     return scores[-1][0].top1
 
 
-def _score(subject: Subject, parts: Parts) -> tuple[Score, list[str]]:
+def _score(subject: Subject, request: Request) -> tuple[Score, list[str]]:
     """The score on all images, each process taking its share of them, and which could not be read."""
-    share = subject.loader(parts.config, parts.device).shared(distributed.rank(), distributed.size())
-    score = evaluate(subject.model.to(parts.device), share, len(subject.data.classes))
+    share = subject.loader(request.config, request.device).shared(distributed.rank(), distributed.size())
+    found = evaluate(subject.model.to(request.device), share, len(subject.data.classes))
     subject.model.cpu()
-    return score, sorted(distributed.united(share.unreadable))
+    return found, sorted(distributed.all_gather_union(share.unreadable))
 
 
-def _entry(subject: Subject, parts: Parts, score: Score) -> dict[str, Any]:
+def _entry(subject: Subject, request: Request, score: Score) -> dict[str, Any]:
     """One model in evaluation.json, with what it costs."""
-    model = subject.model.to(parts.device).eval()
-    images = next(subject.loader(parts.config, parts.device).batches())[0]
+    model = subject.model.to(request.device).eval()
+    images = next(subject.loader(request.config, request.device).batches())[0]
     return {
-        subject.kind: subject.name, "dataset": subject.data.name, "split": parts.config.split, "top1": score.top1,
+        subject.kind: subject.name, "dataset": subject.data.name, "split": request.config.split, "top1": score.top1,
         "top5": score.top5, "loss": score.loss, "count": score.count, "correct": score.correct,
         "calibration_error": score.calibration_error,
         "per_class": dict(zip(subject.data.classes, score.per_class, strict=True)),
         "parameters": sum(p.numel() for p in model.parameters()), "multiply_adds": multiply_adds(model, images[:1]),
-        "images_per_second": throughput(model, images), "device": str(parts.device),
+        "images_per_second": throughput(model, images), "device": str(request.device),
         "threads": torch.get_num_threads(), "versions": versions(),
     }  # fmt: skip
 
 
-def _show(parts: Parts, entries: list[dict[str, Any]]) -> None:
-    table = Table(title=f"{entries[0]['dataset']}, {parts.config.split}")
+def _show(request: Request, entries: list[dict[str, Any]]) -> None:
+    table = Table(title=f"{entries[0]['dataset']}, {request.config.split}")
     table.add_column("", overflow="fold")
     for column in COLUMNS:
         table.add_column(column, justify="right")
-    for subject, entry in zip(parts.subjects, entries, strict=True):
+    for subject, entry in zip(request.subjects, entries, strict=True):
         table.add_row(subject.name, *(text.format(**entry) for text in COLUMNS.values()))
     Console(width=None if sys.stdout.isatty() else 160).print(table)
-    for subject, entry in zip(parts.subjects, entries, strict=True):
+    for subject, entry in zip(request.subjects, entries, strict=True):
         for line in entry["unreadable"]:
             print(f"{subject.name}: left out: {line}")
 
 
-def _output(parts: Parts) -> Path:
+def _output(request: Request) -> Path:
     """evaluation.json: as given, else in the folder of the one checkpoint's run, else in a run folder of its own."""
-    first = parts.subjects[0]
-    if parts.config.output is not None:
-        file = Path(parts.config.output)
+    first = request.subjects[0]
+    if request.config.output is not None:
+        file = Path(request.config.output)
         file.parent.mkdir(parents=True, exist_ok=True)
         return file
-    if first.kind == "checkpoint" and len(parts.subjects) == 1:
+    if first.kind == "checkpoint" and len(request.subjects) == 1:
         folder = Path(first.name).resolve().parent
         return (folder.parent if folder.name == "checkpoints" else folder) / "evaluation.json"
-    names = "-".join(Path(subject.name).stem for subject in parts.subjects)
-    return new_folder("runs", f"evaluation-{names[:80]}-{first.data.name}") / "evaluation.json"
+    names = "-".join(Path(subject.name).stem for subject in request.subjects)
+    return new_folder(Path("runs") / f"evaluation-{names[:80]}-{first.data.name}") / "evaluation.json"
 
 
 def _earlier(file: Path) -> list[Any]:

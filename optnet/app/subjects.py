@@ -12,10 +12,10 @@ from PIL import Image
 from timm.data import create_transform, resolve_data_config
 from torch import nn
 
-from optnet.app import setup
-from optnet.app.config import Data, Evaluate, Model
-from optnet.data import DataSet, Loader
-from optnet.errors import CheckpointError, ConfigError, ModelError
+from optnet.app import models
+from optnet.app.config import Evaluate, Model
+from optnet.data import DataOptions, DataSet, Loader, load_as
+from optnet.errors import CheckpointError, ConfigError, ModelError, reason
 from optnet.training import checkpoint
 
 
@@ -25,7 +25,7 @@ class Subject:
 
     Attributes:
         kind: ``checkpoint`` or ``model``.
-        data_config: how ``data`` is read: as asked for, else as in the checkpoint's training.
+        loading: how ``data`` is read: as asked for, else as in the checkpoint's training.
         transform: of images in files, as timm evaluates this model; None: as they were for its training.
     """
 
@@ -33,13 +33,13 @@ class Subject:
     name: str
     model: nn.Module
     data: DataSet
-    data_config: Data
+    loading: DataOptions
     transform: Callable[[Any], torch.Tensor] | None
 
     def loader(self, config: Evaluate, device: torch.device) -> Loader:
         return self.data.loader(
-            config.split, config.batch_size, device=device, workers=self.data_config.workers,
-            skip=self.data_config.unreadable == "skip", transform=self.transform,
+            config.split, config.batch_size, device=device, workers=self.loading.workers,
+            skip=self.loading.skip, transform=self.transform,
         )  # fmt: skip
 
     @torch.no_grad()
@@ -55,8 +55,8 @@ class Subject:
         try:
             self.model.eval()(image[None])
         except Exception as error:
-            size, reason = "x".join(map(str, image.shape)), str(error).splitlines()[0]
-            raise ModelError(f"{self.kind}={self.name} cannot be evaluated on images of {size}: {reason}") from None
+            size, why = "x".join(map(str, image.shape)), reason(error)
+            raise ModelError(f"{self.kind}={self.name} cannot be evaluated on images of {size}: {why}") from None
 
 
 def _in_files(data: DataSet, split: str) -> bool:
@@ -83,14 +83,15 @@ def of_checkpoint(config: Evaluate, file: str, name: str | None) -> Subject:
         return replace(subject, kind="checkpoint", name=file)
     if name is not None:
         raise CheckpointError(f"{file} says itself which model it is of; leave out model={name}")
-    model = checkpoint.rebuild(content)
+    saved = checkpoint.parse(content, file)
+    model = checkpoint.rebuild(saved)
     try:
-        data_config = config.data or Data(**content["config"]["data"])
-        data = setup.data(data_config, int(content["config"]["seed"]), training=False)
+        loading = config.data or DataOptions(**saved.config["data"])
+        data = load_as(loading, int(saved.config["seed"]), training=False)
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{file} does not say which data it was trained on ({error})") from None
-    checkpoint.check_classes(content, data.classes, file)
-    return Subject("checkpoint", file, model, data, data_config, None)
+    checkpoint.check_classes(saved, data.classes, file)
+    return Subject("checkpoint", file, model, data, loading, None)
 
 
 def of_name(config: Evaluate, name: str) -> Subject:
@@ -99,10 +100,10 @@ def of_name(config: Evaluate, name: str) -> Subject:
     Examples in files are brought to the size the model is made for; images in memory are what they are.
 
     Raises:
-        ConfigError: the published weights are for another number of classes. ModelError: see ``setup.model``.
+        ConfigError: the published weights are for another number of classes. ModelError: see ``models.build``.
     """
-    data_config = config.data or Data()
-    data = setup.data(data_config, config.seed, training=False)
+    loading = config.data or DataOptions()
+    data = load_as(loading, config.seed, training=False)
     torch.manual_seed(config.seed)
     kwargs = {"pretrained": True} if config.pretrained else {}
     known = timm.get_pretrained_cfg_value(name, "num_classes") if timm.is_model_pretrained(name) else None
@@ -112,8 +113,8 @@ def of_name(config: Evaluate, name: str) -> Subject:
             f"{len(data.classes)}; try data=imagenet"
         )
     sized = not _in_files(data, config.split)
-    model, _ = setup.model(Model(name, kwargs=kwargs), {}, len(data.classes), data.shape, sized=sized)
-    return Subject("model", name, model, data, data_config, timms_transform(model))
+    model, _ = models.build(Model(name, kwargs=kwargs), {}, len(data.classes), data.shape, sized=sized)
+    return Subject("model", name, model, data, loading, timms_transform(model))
 
 
 def timms_transform(model: nn.Module) -> Callable[[Any], torch.Tensor]:

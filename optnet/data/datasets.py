@@ -1,7 +1,8 @@
-"""Data sets by name: splits, normalisation and augmentation. Makes no batches and no models."""
+"""Data sets by name: options, splits, normalisation and augmentation. Makes no batches and no models."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from optnet.data.examples import Examples, Source
 from optnet.data.loading import FileLoader, Loader, TensorLoader
 from optnet.data.published import PUBLISHED
 from optnet.errors import DataError
+from optnet.options import choice, number, option
 
 AUGMENTATIONS = ("none", "shift", "crop_flip", "zoom_flip")
 """The augmentations of training images. ``none``: no augmentation. ``shift``: pad by 1 pixel and crop at random.
@@ -102,60 +104,84 @@ class DataSet:
         return transforms.Compose([*shaped, transforms.ToTensor(), transforms.Normalize(self.mean, self.std)])
 
 
-def load(
-    name: str,
-    root: str,
-    *,
-    validation: float = 0.1,
-    seed: int = 0,
-    size: int = 64,
-    classes: int = 10,
-    images: int = 1000,
-    crop: float = 1.0,
-    limit: int | None = None,
-    verify: bool = True,
-    download: bool = False,
-    training: bool = True,
-) -> DataSet:
+@dataclass
+class DataOptions:
+    """The data set, the folder of its files, and how its images are split, augmented and read."""
+
+    name: str = choice("digits", *DATA_SETS, help="the data set")
+    root: str = option(
+        factory=lambda: os.environ.get("OPTNET_DATA", "data"),
+        help="the folder of the data sets, in torchvision's layouts; of imagenet and folder: the folder of the class "
+        "folders, or of train, val and test above them",
+    )
+    verify: bool = option(True, help="compare the files' checksums with the published ones")
+    download: bool = option(False, help="download missing files")
+    validation: float = number(
+        0.1,
+        high=0.5,
+        above=0,
+        help="the held-out fraction of the training images, which chooses the best checkpoint",
+    )
+    augment: str = choice(
+        "none",
+        *AUGMENTATIONS,
+        help="of the training images: none; pad by 1 and crop; pad by 4, crop and flip; a random resized crop and flip",
+    )
+    size: int = number(64, 4, 4096, help="height and width, in pixels, of images in files and of synthetic ones")
+    crop: float = number(
+        1.0, high=1, above=0, help="the side of evaluation's centre crop, as a fraction of the short side"
+    )
+    classes: int = number(10, 2, 100_000, help="the number of synthetic classes")
+    images: int = number(1000, 10, help="the number of synthetic images")
+    limit: int | None = number(None, 2, help="the maximum number of images in each split; the same images in every run")
+    workers: int = number(0, 0, 256, help="number of worker processes that read files")
+    unreadable: str = choice("fail", "fail", "skip", help="stop at an image that cannot be read, or leave it out")
+
+    @property
+    def skip(self) -> bool:
+        """Whether images that cannot be read are left out."""
+        return self.unreadable == "skip"
+
+
+def load(name: str, root: str, *, seed: int = 0, training: bool = True, **options: Any) -> DataSet:
+    """Loads a data set by its name and folder; ``options`` are those of ``DataOptions``. See ``load_as``."""
+    return load_as(DataOptions(name=name, root=root, **options), seed, training)
+
+
+def load_as(options: DataOptions, seed: int = 0, training: bool = True) -> DataSet:
     """Loads a data set.
 
+    The validation images are drawn by ``seed``, if the data set has no such split. The test split never depends on it.
+
     Args:
-        name: one of ``DATA_SETS``.
-        root: the folder of the data sets, in torchvision's layout; for ``imagenet`` and ``folder``, the folder that has
-            the class folders, or train, val and test with the class folders below them.
-        validation: the fraction of the training images that is held out, drawn with ``seed``, if the data set has no
-            validation split. The test split never depends on it.
-        seed: the seed of the validation split.
-        size: height and width in pixels, for images in files and synthetic images.
-        crop: the side of the centre crop in evaluation, as a fraction of the short side; only for images in files.
-        classes, images: the numbers of synthetic classes and images.
-        limit: the maximum number of images in each split; the same images in every run.
-        verify: whether to compare the files' checksums with the published ones.
-        download: whether to download missing files.
         training: whether training images are required.
 
     Raises:
         DataError: the data set is unknown, missing, damaged or empty.
     """
-    source = _find(name, root, size, classes, images, verify, download)
+    source = _find(options)
     held_out, train = source.validation, source.train
     if held_out is None:
-        held_out, train = train.split(validation, seed)
+        held_out, train = train.split(options.validation, seed)
     if training and not len(train):
-        raise DataError(f"{name} in {root} has too few images to split: {len(source.train)}")
-    train, held_out, test = (part.limited(limit) for part in (train, held_out, source.test))
-    channels, height, width = train.images.shape[1:] if isinstance(train.images, Tensor) else (3, size, size)
-    shape = (channels, height, width)
-    return DataSet(name, source.classes, shape, source.mean, source.std, train, held_out, test, crop)
+        raise DataError(f"{options.name} in {options.root} has too few images to split: {len(source.train)}")
+    train, held_out, test = (part.limited(options.limit) for part in (train, held_out, source.test))
+    sizes = train.images.shape[1:] if isinstance(train.images, Tensor) else (3, options.size, options.size)
+    channels, height, width = sizes
+    return DataSet(
+        options.name, source.classes, (channels, height, width), source.mean, source.std, train, held_out, test,
+        options.crop,
+    )  # fmt: skip
 
 
-def _find(name: str, root: str, size: int, classes: int, images: int, verify: bool, download: bool) -> Source:
+def _find(options: DataOptions) -> Source:
+    name = options.name
     if name in PUBLISHED:
-        return PUBLISHED[name].read(root, verify, download)
+        return PUBLISHED[name].read(options.root, options.verify, options.download)
     if name in ("imagenet", "folder"):
-        return folders.read(Path(root))
+        return folders.read(Path(options.root))
     if name == "synthetic":
-        return builtin.synthetic(size, classes, images)
+        return builtin.synthetic(options.size, options.classes, options.images)
     if name == "digits":
         return builtin.digits()
     raise DataError(f"unknown data set '{name}'; it is one of {', '.join(DATA_SETS)}")

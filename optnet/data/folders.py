@@ -11,7 +11,7 @@ from PIL import Image
 from torchvision import datasets
 
 from optnet.data.examples import Examples, Source
-from optnet.errors import DataError
+from optnet.errors import DataError, reason
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """ImageNet's statistics, which published weights were trained with."""
@@ -29,8 +29,7 @@ def read_image(path: str) -> Image.Image:
         with Image.open(path) as opened:
             return _eight_bit(opened).convert("RGB")
     except Exception as error:  # Pillow raises what its decoders raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{path} cannot be read as an image ({reason})") from None
+        raise DataError(f"{path} cannot be read as an image ({reason(error)})") from None
 
 
 def _eight_bit(opened: Image.Image) -> Image.Image:
@@ -128,5 +127,5 @@ def _examples(root: Path) -> tuple[Examples, tuple[str, ...]]:
     try:
         folder = _Classes(root)
     except FileNotFoundError as error:
-        raise DataError(f"{root} has no class folders with images: {str(error).splitlines()[0]}") from None
+        raise DataError(f"{root} has no class folders with images: {reason(error)}") from None
     return Examples(folder, torch.tensor(folder.targets)), tuple(folder.classes)

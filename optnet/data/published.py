@@ -11,7 +11,7 @@ from torchvision import datasets
 
 from optnet.data.builtin import DIGITS
 from optnet.data.examples import Examples, Source
-from optnet.errors import DataError
+from optnet.errors import DataError, reason
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,10 @@ class Published:
         try:
             return kind(str(place), download=download, **which)
         except Exception as error:  # every format fails in its own way
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
             advice = "set data.root or OPTNET_DATA, or data.download=true"
             if verify and kind is not _unverified(kind):
                 advice += "; data.verify=false takes files of another checksum"
-            raise DataError(f"{kind.__name__} is not in {place} ({reason}); {advice}") from None
+            raise DataError(f"{kind.__name__} is not in {place} ({reason(error)}); {advice}") from None
 
     def _examples(self, part: Any) -> Examples:
         images = torch.as_tensor(part.data)

@@ -14,29 +14,21 @@ from optnet.lifted.fit import fit
 from optnet.lifted.linalg import between
 from optnet.lifted.splitting import Splitting, SplittingOptions
 from optnet.lifted.trainer import Blocks
-from optnet.options import choice, number
+from optnet.options import choice, number, option
 
 STARTS = ("forward", "gaussian")
 
 
 @dataclass(kw_only=True)
 class ADMMOptions(SplittingOptions):
-    """``trainer=admm``.
+    """``trainer=admm``."""
 
-    Attributes:
-        beta: penalty on u_k = W_k x_{k-1} + b_k.
-        gamma: penalty on x_k = phi(u_k).
-        warm: number of sweeps before the multiplier is first updated.
-        ridge: ridge parameter of the regressions for W_k; multiplied by the batch size.
-        start: initial x and u: ``forward`` takes the forward pass, ``gaussian`` draws N(0, 1) as published.
-    """
-
-    name: str = "admm"
-    beta: float = number(1.0, above=0)
-    gamma: float = number(1.0, above=0)
-    warm: int = number(10, 0)
-    ridge: float = number(1e-6, above=0)
-    start: str = choice("forward", *STARTS)
+    name: str = option("admm", help="the trainer")
+    beta: float = number(1.0, above=0, help="penalty on u_k = W_k x_{k-1} + b_k")
+    gamma: float = number(1.0, above=0, help="penalty on x_k = phi(u_k)")
+    warm: int = number(10, 0, help="number of sweeps before the multiplier is first updated")
+    ridge: float = number(1e-6, above=0, help="ridge parameter of the regressions for W_k, times the batch size")
+    start: str = choice("forward", *STARTS, help="initial x and u: the forward pass, or N(0, 1) as published")
 
     def check(self) -> None:
         """Checks what the options' ranges do not.

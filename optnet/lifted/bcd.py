@@ -12,23 +12,17 @@ from optnet.lifted.fit import fit
 from optnet.lifted.linalg import between
 from optnet.lifted.splitting import Splitting, SplittingOptions
 from optnet.lifted.trainer import Blocks
-from optnet.options import number
+from optnet.options import number, option
 
 
 @dataclass(kw_only=True)
 class BCDOptions(SplittingOptions):
-    """``trainer=bcd``.
+    """``trainer=bcd``."""
 
-    Attributes:
-        gamma: penalty on x_k = phi(u_k).
-        rho: penalty on u_k = W_k x_{k-1} + b_k.
-        alpha: proximal weight: the penalty on a block's distance to its old value.
-    """
-
-    name: str = "bcd"
-    gamma: float = number(1.0, above=0)
-    rho: float = number(1.0, above=0)
-    alpha: float = number(1.0, above=0)
+    name: str = option("bcd", help="the trainer")
+    gamma: float = number(1.0, above=0, help="penalty on x_k = phi(u_k)")
+    rho: float = number(1.0, above=0, help="penalty on u_k = W_k x_{k-1} + b_k")
+    alpha: float = number(1.0, above=0, help="proximal weight: the penalty on a block's distance to its old value")
 
 
 class BCD(Splitting):

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from optnet.lifted.linalg import augment, pseudo_inverse, squared_norm
 from optnet.lifted.trainer import Blocks, Lifted, Options
 from optnet.networks.objectives import Activation
-from optnet.options import choice, number
+from optnet.options import choice, number, option
 
 ORDERS = ("serial", "jacobi")
 W_STEPS = ("optimizer", "gradient", "pinv", "apg")
@@ -24,30 +24,20 @@ ROWS = 256
 
 @dataclass(kw_only=True)
 class LPOMOptions(Options):
-    """``trainer=lpom``.
+    """``trainer=lpom``."""
 
-    Attributes:
-        mu: the penalty of the first layer.
-        ratio: mu_{k+1} / mu_k.
-        sweeps: number of sweeps over all x_k.
-        iterations: number of iterations for each x_k in a sweep.
-        damped: use the damped eta of ``LPOM``; if false, eta = 1 as published.
-        order: ``serial`` updates x_k from the last layer to the first; ``jacobi`` updates all from their old values.
-        w_step: how the weights move: ``optimizer``, ``gradient``, ``pinv`` or ``apg``; see ``LPOM``.
-        ridge: ridge parameter of the pseudo-inverse; multiplied by the batch size.
-        w_iterations: number of iterations of ``apg``.
-    """
-
-    name: str = "lpom"
-    mu: float = number(5.0, above=0)
-    ratio: float = number(1.0, above=0)
-    sweeps: int = number(1, 1)
-    iterations: int = number(3, 1)
-    damped: bool = True
-    order: str = choice("serial", *ORDERS)
-    w_step: str = choice("optimizer", *W_STEPS)
-    ridge: float = number(0.1, above=0)
-    w_iterations: int = number(5, 1)
+    name: str = option("lpom", help="the trainer")
+    mu: float = number(5.0, above=0, help="the penalty of the first layer")
+    ratio: float = number(1.0, above=0, help="mu_{k+1} / mu_k, the ratio of the penalties of two layers")
+    sweeps: int = number(1, 1, help="number of sweeps over all x_k in a step")
+    iterations: int = number(3, 1, help="number of iterations for each x_k in a sweep")
+    damped: bool = option(True, help="never raise the objective; false: the published iteration, which may diverge")
+    order: str = choice("serial", *ORDERS, help="update x_k from last to first, or all from their old values")
+    w_step: str = choice(
+        "optimizer", *W_STEPS, help="how the weights move: by optim, lr and schedule, or by a step that needs no lr"
+    )
+    ridge: float = number(0.1, above=0, help="ridge parameter of the pseudo-inverse; multiplied by the batch size")
+    w_iterations: int = number(5, 1, help="number of iterations of apg")
 
 
 class LPOM(Lifted):

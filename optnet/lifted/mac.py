@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from optnet.errors import ConfigError
 from optnet.lifted.linalg import augment, conjugate_gradients, gram, ridge
 from optnet.lifted.trainer import Blocks, Lifted, Options
-from optnet.options import number
+from optnet.options import number, option
 
 SAMPLES = 25
 """Number of samples whose coordinates are solved for at a time, chosen so that their matrices fit into a cache."""
@@ -26,28 +26,24 @@ HALVINGS = 10
 
 @dataclass(kw_only=True)
 class MACOptions(Options):
-    """``trainer=mac``.
+    """``trainer=mac``."""
 
-    Attributes:
-        mu: the initial penalty. It is constant if ``full_batch`` is false.
-        growth: the factor by which mu grows after a sweep over all images that stalls.
-        stall: a sweep stalls if it lowers the objective by less than this fraction.
-        mu_max: the largest mu.
-        damping: added to the diagonal of the weights' normal equations; multiplied by the batch size.
-        cg: number of conjugate-gradient iterations for each unit's normal equations, preconditioned if ``full_batch``;
-            0 solves them by Cholesky factorisation.
-        full_batch: every step takes all training images and keeps their coordinates. If false, each batch starts from
-            its own forward pass.
-    """
-
-    name: str = "mac"
-    mu: float = number(1.0, above=0)
-    growth: float = number(10.0, 1)
-    stall: float = number(0.05, 0, 1)
-    mu_max: float = number(1e6, above=0)
-    damping: float = number(1e-6, above=0)
-    cg: int = number(10, 0)
-    full_batch: bool = True
+    name: str = option("mac", help="the trainer")
+    mu: float = number(1.0, above=0, help="the initial penalty; it is constant if full_batch is false")
+    growth: float = number(10.0, 1, help="the factor by which mu grows after a sweep over all images that stalls")
+    stall: float = number(0.05, 0, 1, help="a sweep stalls if it lowers the objective by less than this fraction")
+    mu_max: float = number(1e6, above=0, help="the largest mu")
+    damping: float = number(
+        1e-6, above=0, help="added to the diagonal of the weights' normal equations; multiplied by the batch size"
+    )
+    cg: int = number(
+        10, 0,
+        help="number of conjugate-gradient iterations for each unit's normal equations, preconditioned if full_batch; "
+        "0 solves them by Cholesky factorisation",
+    )  # fmt: skip
+    full_batch: bool = option(
+        True, help="each step takes all training images and keeps their activations; else each batch starts anew"
+    )
 
     def check(self) -> None:
         """Checks what the options' ranges do not.

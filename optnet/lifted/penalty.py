@@ -10,15 +10,17 @@ from torch.optim import Optimizer
 
 from optnet.lifted.lpom import LPOM, W_STEPS, LPOMOptions
 from optnet.networks.objectives import Activation
-from optnet.options import choice
+from optnet.options import choice, option
 
 
 @dataclass(kw_only=True)
 class PenaltyOptions(LPOMOptions):
     """``trainer=penalty``. The options are those of ``trainer=lpom``."""
 
-    name: str = "penalty"
-    w_step: str = choice("pinv", *W_STEPS)
+    name: str = option("penalty", help="the trainer")
+    w_step: str = choice(
+        "pinv", *W_STEPS, help="pinv: the minimiser with ridge times |W - old W|^2; the others as in trainer=lpom"
+    )
 
 
 class Penalty(LPOM):

@@ -9,17 +9,16 @@ from torch import Tensor, nn
 
 from optnet.lifted.linalg import gram, ridge
 from optnet.lifted.trainer import Blocks, Lifted, Options
+from optnet.options import option
 
 
 @dataclass(kw_only=True)
 class SplittingOptions(Options):
-    """The options that both splitting methods share.
+    """The options that both splitting methods share."""
 
-    Attributes:
-        full_batch: every step takes all training images. If false, each batch starts from its own forward pass.
-    """
-
-    full_batch: bool = True
+    full_batch: bool = option(
+        True, help="take all training images in each step and keep their activations; else each batch starts anew"
+    )
 
 
 class Splitting(Lifted):

@@ -41,13 +41,9 @@ class Blocks:
 
 @dataclass(kw_only=True)
 class Options:
-    """The options that all methods share.
+    """The options that all methods share."""
 
-    Attributes:
-        loss: ``squared``, ``cross_entropy`` or ``hinge``.
-    """
-
-    loss: str = choice("squared", *LOSSES)
+    loss: str = choice("squared", *LOSSES, help="the loss of the last activations")
 
 
 class Lifted(ABC):

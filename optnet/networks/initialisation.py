@@ -6,6 +6,7 @@ import copy
 import math
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import lsuv
@@ -19,6 +20,7 @@ from optnet.errors import ConfigError
 from optnet.networks.layers.convolution import Conv2d
 from optnet.networks.modes import mode
 from optnet.networks.objectives import Elementwise
+from optnet.options import choice, number
 
 Fill = Callable[[Tensor, float], Any]
 
@@ -59,6 +61,24 @@ NOT_ELEMENTWISE = (nn.MultiheadAttention, nn.GLU, nn.Softmax, nn.Softmax2d, nn.S
 """Modules of torch's activation package that are not elementwise functions."""
 
 
+@dataclass
+class InitOptions:
+    """How a network's weights start."""
+
+    name: str = choice("default", *SCHEMES, help="the scheme; default: the model's own")
+    gain: float | None = number(
+        None, above=0, example=1.0, help="the gain of he and orthogonal; null: the gain of the activation"
+    )
+    bias: float | None = number(
+        None,
+        example=0.1,
+        help="the bias of hidden layers and norms; a small positive one starts every ReLU active",
+    )
+    output_bias: str | None = choice(
+        None, *OUTPUT_BIASES, help="the bias of the classifier: zero, or log p_c with p_c the frequency of class c"
+    )
+
+
 def initialise(
     model: nn.Module,
     scheme: str = "default",
@@ -75,13 +95,10 @@ def initialise(
 
     Args:
         model: the network, any ``nn.Module``.
-        scheme: one of ``SCHEMES``.
+        scheme, gain, bias, output_bias: see ``InitOptions``; the activation's gain is ``activation_gain``. With
+            ``frequencies`` the classifier's weights are 0, so that the initial loss is the entropy of the frequencies.
         images: a batch, for schemes that depend on data.
         labels: the labels of the training split, for ``output_bias='frequencies'``.
-        gain: for ``he`` and ``orthogonal``; by default that of the activation, see ``activation_gain``.
-        bias: the bias of all hidden layers and norms. A small positive value makes every ReLU active at first.
-        output_bias: the bias of the classifier. ``zero``, or ``frequencies``: log p_c with p_c the frequency of class
-            c, and weights of 0, so that the initial loss is the entropy of the class frequencies.
 
     Raises:
         ConfigError: the scheme is unknown, does not suit the model, or needs a batch that is missing; the scheme takes

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,48 @@ from safetensors.torch import load_file
 from timm.models import load_checkpoint
 from torch import nn
 
-from optnet.errors import CheckpointError, ConfigError
+from optnet.errors import CheckpointError, ConfigError, reason
 from optnet.networks.network import Network
 from optnet.networks.zoo import MODELS
 
-FORMAT = 2
+FORMAT = 3
+"""What is in a file; it rises when a file of before cannot be read any more."""
 LAST, BEFORE, BEST = "last.pt", "previous.pt", "best.pt"
-REQUIRED = {"model", "state_dict", "trainer", "progress", "rng", "records", "config", "classes"}
 
 
-def save(path: Path, content: dict[str, Any], keep: str | None = None) -> None:
+@dataclass
+class Checkpoint:
+    """All that going on with a run needs, and rebuilding its model. A file has these entries, and ``format``.
+
+    Attributes:
+        model: how to build it: ``name`` and ``kwargs`` for timm; see ``describe``.
+        state_dict: the weights and buffers of the model that is scored.
+        trainer: the trainer's own state.
+        progress: where the run stands; see ``loop.Progress``.
+        epoch: what the batches of the epoch to go on with are made by.
+        rng: the states of torch's generators, by the kind of device.
+        records: how far each of the run's records goes, in bytes.
+        config: the run's settings.
+        classes: the names of the data's classes, in order.
+        versions: of what the file was written with.
+    """
+
+    model: dict[str, Any]
+    state_dict: dict[str, Any]
+    trainer: dict[str, Any]
+    progress: dict[str, Any]
+    epoch: dict[str, int]
+    rng: dict[str, torch.Tensor]
+    records: dict[str, int]
+    config: dict[str, Any]
+    classes: list[str]
+    versions: dict[str, str]
+
+
+ENTRIES = tuple(entry.name for entry in fields(Checkpoint))
+
+
+def save(path: Path, content: Checkpoint, keep: str | None = None) -> None:
     """Writes a checkpoint beside its place and moves it there, so that no reader ever sees half of one.
 
     Args:
@@ -38,14 +71,14 @@ def save(path: Path, content: dict[str, Any], keep: str | None = None) -> None:
     partial = path.with_name(path.name + ".partial")
     try:
         with open(partial, "wb") as file:
-            torch.save({"format": FORMAT, **content}, file)
+            torch.save({"format": FORMAT, **{name: getattr(content, name) for name in ENTRIES}}, file)
             file.flush()
             os.fsync(file.fileno())
     except (OSError, RuntimeError) as error:
         partial.unlink(missing_ok=True)
         if not isinstance(error, OSError) and not isinstance(error.__context__, OSError):
             raise  # torch's zip writer hides the disk's error behind its own; this is another one
-        raise OSError(f"{path} cannot be written: {str(error).splitlines()[0]}") from None
+        raise OSError(f"{path} cannot be written: {reason(error)}") from None
     if keep is not None and path.exists():
         os.replace(path, path.with_name(keep))
     os.replace(partial, path)
@@ -69,7 +102,7 @@ def _settle(folder: Path) -> None:
         os.close(number)
 
 
-def last(folder: Path) -> tuple[dict[str, Any], str]:
+def last(folder: Path) -> tuple[Checkpoint, str]:
     """The last checkpoint of a run that can be read, and what has to be said about it, if anything.
 
     Raises:
@@ -86,20 +119,39 @@ def last(folder: Path) -> tuple[dict[str, Any], str]:
         raise
 
 
-def load(path: str | Path) -> dict[str, Any]:
+def load(path: str | Path) -> Checkpoint:
     """Reads a run's checkpoint onto the CPU.
 
     Raises:
-        CheckpointError: it is missing, truncated, would need unpickling, or is not one of ours.
+        CheckpointError: it is missing, truncated, would need unpickling, is not one of ours, or of an earlier version.
     """
     content = read(path)
     if not is_ours(content):
         raise CheckpointError(f"{path} is not a checkpoint of optnet (format {FORMAT})")
-    return content
+    return parse(content, path)
 
 
 def is_ours(content: Any) -> bool:
-    return isinstance(content, dict) and content.get("format") == FORMAT and set(content) >= REQUIRED
+    """Whether what is in a file was written by optnet, of any version."""
+    return isinstance(content, dict) and type(content.get("format")) is int
+
+
+def parse(content: dict[str, Any], path: str | Path) -> Checkpoint:
+    """What is in a file of ours, as a checkpoint.
+
+    Raises:
+        CheckpointError: an entry is missing, or the file is of another version.
+    """
+    version = content["format"]
+    if version != FORMAT:
+        which, advice = ("an earlier", "train anew") if version < FORMAT else ("a later", "update optnet")
+        raise CheckpointError(
+            f"{path} was written by {which} version of optnet (format {version}, this one reads {FORMAT}); {advice}, "
+            f"or use that version"
+        )
+    if missing := [name for name in ENTRIES if name not in content]:
+        raise CheckpointError(f"{path} is not a checkpoint of optnet (format {FORMAT}): it has no {missing[0]}")
+    return Checkpoint(**{name: content[name] for name in ENTRIES})
 
 
 def read(path: str | Path) -> Any:
@@ -119,17 +171,16 @@ def read(path: str | Path) -> Any:
             warnings.simplefilter("ignore")  # torch wonders about foreign pickles before it refuses them
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # foreign bytes make the unpickler stumble in any way
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise CheckpointError(f"{path} is truncated or not a checkpoint ({reason[0][:120]})") from None
+        raise CheckpointError(f"{path} is truncated or not a checkpoint ({reason(error, 120)})") from None
 
 
-def check_classes(content: dict[str, Any], classes: Sequence[str], where: str) -> None:
+def check_classes(content: Checkpoint, classes: Sequence[str], where: str) -> None:
     """Whether data has the classes that a run's checkpoint was trained on, by their names and in their order.
 
     Raises:
         ConfigError: it has others.
     """
-    trained, given = content["classes"], list(classes)
+    trained, given = content.classes, list(classes)
     if len(trained) != len(given):
         raise ConfigError(f"{where} has {len(trained)} classes, but the data has {len(given)}")
     for number, (one, other) in enumerate(zip(trained, given, strict=True)):
@@ -146,8 +197,7 @@ def put(model: nn.Module, path: str | Path) -> None:
     try:
         load_checkpoint(model, str(path))
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"the weights of {path} do not fit the model: {reason}") from None
+        raise CheckpointError(f"the weights of {path} do not fit the model: {_joined(error)}") from None
 
 
 def describe(model: nn.Module, name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -163,25 +213,34 @@ _STARTED_FROM = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "chec
 _TRACED = ("algorithm", "constants", "coefficient_init", "reading", "transition")
 
 
-def rebuild(content: dict[str, Any]) -> nn.Module:
-    """The model of a checkpoint, with its weights. Whatever the file says, it is built from data: nobody's file is run,
-    and nothing is fetched.
+def rebuild(content: Checkpoint) -> nn.Module:
+    """The model of a checkpoint, with its weights. It is built from data alone: whatever the file says, no code of a
+    user is run, and nothing is fetched.
 
     Raises:
         CheckpointError: it describes no model of ours or timm's, or the weights do not fit the one it describes.
     """
+    return build(content.model, content.state_dict)
+
+
+def build(described: Mapping[str, Any], state_dict: Mapping[str, Any]) -> nn.Module:
+    """The model that ``describe`` described, with these weights. See ``rebuild``."""
     try:
-        name, kwargs = content["model"]["name"], dict(content["model"]["kwargs"])
+        name, kwargs = described["name"], dict(described["kwargs"])
         if not timm.is_model(name):
             raise CheckpointError(f"the checkpoint's model '{str(name)[:80]}' is none of optnet's or timm's")
         kwargs = {key: value for key, value in kwargs.items() if key not in (*_STARTED_FROM, *_TRACED)}
         if name.partition(".")[0] in MODELS:
             kwargs["algorithm"] = None  # its programs, and they alone, say what it computes
         model: nn.Module = timm.create_model(name, **kwargs)
-        model.load_state_dict(content["state_dict"])
+        model.load_state_dict(state_dict)
     except CheckpointError:
         raise
     except Exception as error:  # a foreign file may ask for anything
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise CheckpointError(f"the checkpoint's weights do not fit its model: {reason}") from None
+        raise CheckpointError(f"the checkpoint's weights do not fit its model: {_joined(error)}") from None
     return model
+
+
+def _joined(error: Exception) -> str:
+    """All lines of an error in one: torch names the weights that do not fit in those behind the first."""
+    return reason(ValueError(" ".join(str(error).split()) or type(error).__name__), 200)

@@ -1,4 +1,4 @@
-"""How far a run goes: its epochs, and the batch size and the number of steps of each. Trains nothing."""
+"""The length of a run: its epochs, and the batch size and number of steps of each. Trains nothing."""
 
 from __future__ import annotations
 
@@ -7,6 +7,15 @@ from bisect import bisect_left
 from collections.abc import Sequence
 
 from optnet.data import Loader
+from optnet.errors import ConfigError
+
+
+def check_rising(key: str, milestones: Sequence[float]) -> None:
+    """Raises:
+    ConfigError: the milestones are not parts of a run in rising order.
+    """
+    if sorted(milestones) != milestones or not all(0 < part < 1 for part in milestones):
+        raise ConfigError(f"{key}={milestones} must rise between 0 and 1, like [0.5, 0.75]")
 
 
 class Course:

@@ -1,6 +1,6 @@
-"""Several processes that train one network, started by torchrun. Knows no run: only sums, copies and agreements.
+"""Several processes that train one network: their options and their collectives. Knows no run.
 
-Every process holds the whole network and takes its share of each batch. Alone, each function here does nothing.
+Every process holds the whole network and takes its share of each batch. With one process, each function does nothing.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 import timm.utils
@@ -17,10 +18,27 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from optnet.errors import ConfigError, RequestError
+from optnet.options import choice, number
 
 BATCH_NORMS = ("reduce", "broadcast", "none", "synchronise")
-"""Each process has its own batch-norm statistics in training, and before scoring they are averaged, or the first one's
-are taken, or they stay (each process then scores with its own); or they are always those of the whole batch."""
+"""Each process has its own batch-norm statistics in training. Before scoring they are averaged (reduce), or the first
+process's are taken (broadcast), or they stay (none). Or they are always those of the whole batch (synchronise)."""
+
+
+@dataclass
+class DistributedOptions:
+    """How many processes train one network, and what they do with their batch-norm statistics."""
+
+    processes: int = number(
+        1, 1, 1024, help="processes that this command starts on this machine; torchrun starts them on one or many"
+    )
+    batch_norm: str = choice(
+        "reduce", *BATCH_NORMS,
+        help="statistics before scoring: the mean of all processes, the first's, or each its own; synchronise: always "
+        "those of the whole batch, on GPUs",
+    )  # fmt: skip
+
+
 Result = TypeVar("Result")
 
 
@@ -44,7 +62,7 @@ def launched() -> bool:
 
 
 def launched_first() -> bool:
-    """Whether this process speaks for all, before they have met."""
+    """Whether this process reports for all, before they are connected."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -63,9 +81,9 @@ def device(chosen: torch.device) -> torch.device:
 
 @contextmanager
 def processes() -> Iterator[None]:
-    """Lets the processes meet, by NCCL for what lies on GPUs and by gloo for the rest, and part at a good end.
+    """Connects the processes, with NCCL for tensors on GPUs and gloo for the rest; disconnects them after success.
 
-    After an error nobody waits for the others: that they end is torchrun's work.
+    After an error no process waits for the others: torchrun ends them.
     """
     if not launched():
         yield
@@ -87,8 +105,8 @@ def primary_first(work: Callable[[], Result]) -> Result:
             dist.barrier()
 
 
-def told(value: Any) -> Any:
-    """What the first process has for ``value``."""
+def broadcast_object(value: Any) -> Any:
+    """The first process's ``value``, in every process."""
     if size() > 1:
         box = [value]
         dist.broadcast_object_list(box)
@@ -96,7 +114,7 @@ def told(value: Any) -> Any:
     return value
 
 
-def largest(value: int) -> int:
+def all_reduce_max(value: int) -> int:
     """The largest of the processes' values: how they agree to stop."""
     if size() == 1:
         return value
@@ -105,8 +123,8 @@ def largest(value: int) -> int:
     return int(box)
 
 
-def united(values: set[str]) -> set[str]:
-    """The values of all processes."""
+def all_gather_union(values: set[str]) -> set[str]:
+    """The union of the values of all processes."""
     if size() == 1:
         return values
     gathered: list[Any] = [None] * size()
@@ -115,7 +133,7 @@ def united(values: set[str]) -> set[str]:
 
 
 def together(work: Callable[[], Result]) -> Result:
-    """``work()`` in every process; if the request of one of them was wrong, each raises that, the first's first.
+    """``work()`` in every process. If it fails in one of them, each raises the error of the first that failed.
 
     Raises:
         RequestError: ``work`` raised it in some process.
@@ -135,15 +153,15 @@ def together(work: Callable[[], Result]) -> Result:
     return cast(Result, result)
 
 
-def summed(*values: Tensor) -> None:
-    """Puts the sum over all processes in the place of each value."""
+def all_reduce_sum(*values: Tensor) -> None:
+    """Replaces each value by its sum over all processes."""
     if size() > 1:
         for value in values:
             dist.all_reduce(value)
 
 
-def spread(model: nn.Module) -> None:
-    """Gives every process the first one's weights and buffers."""
+def broadcast_model(model: nn.Module) -> None:
+    """Broadcasts the first process's weights and buffers."""
     if size() > 1:
         for tensor in model.state_dict().values():
             dist.broadcast(tensor, 0)
@@ -161,13 +179,15 @@ def is_lost_peer(error: RuntimeError) -> bool:
 
 
 def replica(network: nn.Module) -> nn.Module:
-    """The network, whose backward pass averages the gradients over the processes as it goes (torch's
-    DistributedDataParallel). The processes must hold the same weights: see ``spread``."""
+    """The network in torch's DistributedDataParallel: its backward pass averages the gradients over the processes.
+
+    The processes must hold the same weights: see ``broadcast_model``.
+    """
     return DistributedDataParallel(network, broadcast_buffers=False, init_sync=False) if size() > 1 else network
 
 
-def gathering(network: nn.Module) -> AbstractContextManager[None]:
-    """In here the backward passes of a replica add up this process's gradients and average nothing yet."""
+def no_sync(network: nn.Module) -> AbstractContextManager[None]:
+    """Backward passes in here accumulate this process's gradients; the next one outside averages over the processes."""
     found: AbstractContextManager[None] = (
         network.no_sync() if isinstance(network, DistributedDataParallel) else nullcontext()
     )
@@ -178,5 +198,5 @@ def share(count: int) -> float:
     """n_r R / sum_r n_r for the ``count`` = n_r images of process r of R: times its mean loss, the replica's averaged
     gradient is that of the whole batch's mean loss, however unequal the shares."""
     total = torch.tensor(float(count))
-    summed(total)
+    all_reduce_sum(total)
     return count * size() / float(total)

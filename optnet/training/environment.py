@@ -1,4 +1,4 @@
-"""What a figure was obtained with: versions, memory, and the random numbers' state."""
+"""What a run has to do with its machine: the device, versions, memory, the state of the random numbers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,26 @@ import torch
 import torchvision
 from torch import Tensor
 
+from optnet.errors import ConfigError, reason
 from optnet.version import __version__
+
+
+def find_device(name: str) -> torch.device:
+    """The device of a name; ``auto`` is the accelerator if there is one, else the CPU.
+
+    Raises:
+        ConfigError: there is no such device here.
+    """
+    if name == "auto":
+        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return found or torch.device("cpu")
+    try:
+        made = torch.device(name)
+        torch.empty(0, device=made)
+    except (RuntimeError, AssertionError, NotImplementedError, ValueError) as error:
+        why = reason(error)
+        raise ConfigError(f"device={name} cannot be used here ({why}); try device=auto or device=cpu") from None
+    return made
 
 
 def versions() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What a run writes down: console.log, metrics.jsonl, TensorBoard events, summary.json. Decides nothing."""
+"""A run's records: console.log, metrics.jsonl, TensorBoard events, summary.json. Decides nothing."""
 
 from __future__ import annotations
 
@@ -6,31 +6,30 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from torch import nn
-from torch.utils.tensorboard import SummaryWriter
 
 from optnet.networks.unrolled import coefficients
 
 EVENTS = "events.out.tfevents*"
 
 
-def new_folder(runs: str, name: str) -> Path:
-    """Makes ``runs/name/<date>_<time>``, with a number behind it if that exists."""
+def new_folder(place: Path) -> Path:
+    """Makes ``place/<date>_<time>``, with a number behind it if that exists."""
     stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     for attempt in range(1, 1000):
-        folder = Path(runs) / name / (stamp if attempt == 1 else f"{stamp}_{attempt}")
+        folder = place / (stamp if attempt == 1 else f"{stamp}_{attempt}")
         try:
             folder.mkdir(parents=True)
             return folder
         except FileExistsError:
             continue
-    raise FileExistsError(f"{runs}/{name} has a thousand runs of this second")
+    raise FileExistsError(f"{place} has a thousand runs of this second")
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -75,6 +74,7 @@ class Logbook:
     """One run's records in its folder.
 
     Args:
+        show: what shows a line on the screen.
         marks: how far the records went (``marks()``) when the checkpoint was saved that the run goes on from. What was
             written after that is cut off, so that every epoch has one line and every step one TensorBoard point.
 
@@ -82,8 +82,10 @@ class Logbook:
         events: TensorBoard's writer. Its points are at epochs or at steps, as each tag likes.
     """
 
-    def __init__(self, folder: Path, marks: Mapping[str, int] | None = None) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, show: Callable[[str], None], marks: Mapping[str, int] | None = None) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # takes a while
+
+        self.folder, self.show = folder, show
         self.metrics_file = folder / "metrics.jsonl"
         if marks is not None:
             for file in (self.metrics_file, *folder.glob(EVENTS)):
@@ -95,9 +97,10 @@ class Logbook:
         self.events = SummaryWriter(str(folder))
 
     def say(self, line: str) -> None:
-        """A line on the screen and in console.log."""
-        print(line, flush=True)
-        print(f"{time.strftime('%H:%M:%S')} {line}", file=self.console, flush=True)
+        """Shows a line, and writes it to console.log."""
+        self.show(line)
+        self.console.write(f"{time.strftime('%H:%M:%S')} {line}\n")
+        self.console.flush()
 
     def epoch(self, epoch: int, scalars: dict[str, float], model: nn.Module) -> None:
         """At step ``epoch``: a point of TensorBoard for each scalar and coefficient, and a line of metrics.jsonl.

@@ -1,4 +1,4 @@
-"""What a network costs: multiply-adds of a image, images a second. Scores nothing."""
+"""What a network costs: multiply-adds of an image, images a second. Scores nothing."""
 
 from __future__ import annotations
 

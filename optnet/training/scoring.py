@@ -1,4 +1,4 @@
-"""The one evaluation: a model's score on every image of a loader. Reads no configuration, writes nothing."""
+"""The one evaluation: a model's score on every image of a loader. Writes nothing."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ class Score:
 
 @torch.no_grad()
 def evaluate(model: nn.Module, loader: Loader, classes: int) -> Score:
-    """Scores a model on every image of a loader, in evaluation mode; of several processes' shares together.
+    """Scores a model on every image of a loader, in evaluation mode; several processes score the whole together.
 
     Raises:
-        DataError: a image cannot be read; RequestError in all processes, if that is in another one's share.
+        DataError: an image cannot be read. RequestError: another process cannot read one of its share.
     """
     loss = torch.zeros((), dtype=torch.float64)
     confusion, top5 = torch.zeros(classes * classes, dtype=torch.long), torch.zeros((), dtype=torch.long)
@@ -65,7 +65,7 @@ def evaluate(model: nn.Module, loader: Loader, classes: int) -> Score:
 
     with mode(model, training=False):
         distributed.together(score_share)
-    distributed.summed(loss, confusion, top5, bins)
+    distributed.all_reduce_sum(loss, confusion, top5, bins)
     matrix = confusion.view(classes, classes)
     count, correct = int(matrix.sum()), int(matrix.trace())
     gap = float((bins[:, 0] - bins[:, 1]).abs().sum())

@@ -8,12 +8,15 @@ import json
 import warnings
 from collections.abc import Collection, Mapping
 from contextlib import redirect_stdout
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
 
+from optnet.errors import reason
 from optnet.networks.unrolled import coefficients, unrolled_in
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 
 def layout(model: nn.Module) -> dict[str, dict[str, list[Any]]]:
@@ -41,7 +44,7 @@ def add_graph(events: SummaryWriter, model: nn.Module, images: Tensor) -> str | 
             warnings.simplefilter("ignore")
             events.add_graph(copy.deepcopy(model).eval(), images)
     except Exception as error:
-        return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        return f"{type(error).__name__}: {reason(error)}"
     return None
 
 

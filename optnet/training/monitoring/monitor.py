@@ -3,49 +3,78 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
 
-from optnet.app.config import Train
 from optnet.data import DataSet
+from optnet.errors import reason
 from optnet.networks.modes import mode
 from optnet.networks.unrolled import coefficient_names
+from optnet.options import choice, number, option
 from optnet.training.loop import Observer, Progress, Trainer
 from optnet.training.monitoring import board, conditioning, depth, figures
 
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
 OPERATIONAL = ("name", "device", "resume", "runs", "progress", "monitor")
-"""The keys that are no hyperparameters."""
+"""The settings that are no hyperparameters."""
 OPEN = ("algorithm", "trainer", "model.kwargs")
-"""The tables of the configuration whose keys differ from run to run."""
+"""The tables among the settings whose keys differ from run to run."""
+MOMENTS = ("none", "epoch", "end")
+
+
+@dataclass
+class MonitorOptions:
+    """What TensorBoard shows beyond the scalars of an epoch, and how often. An interval of 0 is never."""
+
+    every: int = number(100, 0, help="steps between two looks at gradient norms and at the movement by depth")
+    conditioning: int = number(2000, 0, help="steps between two looks at g'g, g'Hg and the most negative curvature")
+    lanczos: int = number(5, 1, 100, help="products with the Hessian for that curvature")
+    images: int = number(16, 2, 1024, help="of the training split, on which movement and conditioning are measured")
+    histograms: str = choice("none", *MOMENTS, help="of weights and gradients: never, after each epoch, at the end")
+    figures: str = choice("end", *MOMENTS, help="heat maps of the coefficients, and predictions: when to draw them")
+    graph: bool = option(True, help="the model's graph")
 
 
 class Monitor(Observer):
     """Gradient norms, movement by depth, conditioning, histograms, figures, graph, hyperparameters.
 
-    ``config.monitor`` says how often. What is looked at every so many steps is written at its step, else at its epoch.
+    What is looked at every so many steps is written at its step, else at its epoch.
+
+    Args:
+        options: what is looked at, and how often.
+        events: TensorBoard's writer.
+        memory: the peak memory so far, in bytes.
+        skip: leave out images that cannot be read.
+        lr: the learning rate of a trainer that names none itself.
+        settings: the run's, as plain containers, for the table of hyperparameters.
 
     Attributes:
         seconds: spent here on steps and epochs so far; what a run's beginning and end take is not counted.
     """
 
     def __init__(
-        self, config: Train, events: SummaryWriter, data: DataSet, device: torch.device, memory: Callable[[], int]
+        self,
+        options: MonitorOptions,
+        events: SummaryWriter,
+        data: DataSet,
+        device: torch.device,
+        memory: Callable[[], int],
+        *,
+        skip: bool = False,
+        lr: float = 0.0,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
-        self.config = config
-        self.options = config.monitor
-        self.events = events
-        self.data = data
-        self.memory = memory
-        self.device = device
-        self.conditions = self.options.conditioning > 0
+        self.options, self.events, self.data, self.device, self.memory = options, events, data, device, memory
+        self.skip, self.lr, self.settings = skip, lr, settings or {}
+        self.conditions = options.conditioning > 0
         self.seconds = 0.0
 
     @cached_property
@@ -61,15 +90,14 @@ class Monitor(Observer):
     def _some(self, split: str) -> tuple[Tensor, Tensor]:
         """A few images drawn from a whole split, the same ones in every run, unaugmented."""
         few = replace(self.data, **{split: getattr(self.data, split).limited(self.options.images)})
-        skip = self.config.data.unreadable == "skip"
-        return next(few.loader(split, self.options.images, device=self.device, skip=skip).batches())
+        return next(few.loader(split, self.options.images, device=self.device, skip=self.skip).batches())
 
     def on_start(self, progress: Progress, trainer: Trainer) -> None:
         if progress.updates:
             return
         self.events.add_custom_scalars(board.layout(trainer.model))
-        if self.options.graph and (reason := board.add_graph(self.events, trainer.model, self.probe[0][:1])):
-            self.events.add_text("graph", f"TensorBoard cannot show this model's graph: {reason}")
+        if self.options.graph and (why := board.add_graph(self.events, trainer.model, self.probe[0][:1])):
+            self.events.add_text("graph", f"TensorBoard cannot show this model's graph: {why}")
 
     def on_step(self, progress: Progress, trainer: Trainer) -> None:
         options = self.options
@@ -83,8 +111,8 @@ class Monitor(Observer):
                         self.events.add_scalar(f"movement/{stage}/{k:03d}", norm, progress.updates)
         if self.conditions and progress.updates % options.conditioning == 0:
             with self._timed():
-                for tag, number in self._conditioning(trainer).items():
-                    self.events.add_scalar(tag, number, progress.updates)
+                for tag, measured in self._conditioning(trainer).items():
+                    self.events.add_scalar(tag, measured, progress.updates)
 
     def on_epoch(self, progress: Progress, trainer: Trainer) -> None:
         with self._timed():
@@ -100,8 +128,8 @@ class Monitor(Observer):
             self._histograms(trainer.model, summary["epochs"])
         if self.options.figures == "end":
             self._figures(trainer.model, summary["epochs"])
-        plain: Any = OmegaConf.to_container(OmegaConf.structured(self.config))
-        table = board.hyperparameters({key: plain[key] for key in plain if key not in OPERATIONAL}, OPEN)
+        told = {key: value for key, value in self.settings.items() if key not in OPERATIONAL}
+        table = board.hyperparameters(told, OPEN)
         results = {f"result/{key}": summary[key] for key in ("best", "final", "parameters", "train_seconds")}
         board.add_hyperparameters(self.events, table, results, summary["epochs"])
 
@@ -118,9 +146,9 @@ class Monitor(Observer):
             found = conditioning.measure(loss, point, self.options.lanczos)
         except RuntimeError as error:
             self.conditions = False
-            self.events.add_text("conditioning", f"cannot be measured here: {str(error).splitlines()[0]}")
+            self.events.add_text("conditioning", f"cannot be measured here: {reason(error)}")
             return {}
-        eps = trainer.scalars().get("optim/lr", self.config.lr)
+        eps = trainer.scalars().get("optim/lr", self.lr)
         return {
             "conditioning/gg": found.gg, "conditioning/gHg": found.gHg,
             "conditioning/predicted_change": found.change(eps), "conditioning/most_negative_curvature": found.curvature,
@@ -177,6 +205,6 @@ def _parts(model: nn.Module) -> dict[str, str]:
         numbered = list(below) == [str(i) for i in range(len(below))] and len(below) > 0
         for entry, _ in child.named_parameters(prefix=name):
             place[entry] = name
-        for number, part in below.items() if numbered else ():
-            place |= {entry: f"{name}.{number}" for entry, _ in part.named_parameters(prefix=f"{name}.{number}")}
+        for i, part in below.items() if numbered else ():
+            place |= {entry: f"{name}.{i}" for entry, _ in part.named_parameters(prefix=f"{name}.{i}")}
     return place | dict.fromkeys(coefficient_names(model), "coefficients")

@@ -1,60 +1,64 @@
-"""One run from its parts to its summary: the folder, the epochs, the best checkpoint, the end."""
+"""One run, from its job to its summary: the folder, the epochs, the best checkpoint, the end. Prints nothing."""
 
 from __future__ import annotations
 
-import sys
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import torch
-from omegaconf import OmegaConf
+from timm.layers import convert_sync_batchnorm
 
-from optnet.app import trainers
-from optnet.app.config import Train
-from optnet.app.monitor import Monitor
-from optnet.app.preparation import Parts, prepare
 from optnet.data import Loader
 from optnet.data.loading import seed_of
-from optnet.errors import CheckpointError, RequestError
-from optnet.training import checkpoint, distributed
+from optnet.errors import CheckpointError, RequestError, reason
+from optnet.training import checkpoint, distributed, trainers
+from optnet.training.checkpoint import Checkpoint
 from optnet.training.course import Course
 from optnet.training.environment import keeping_random_state, peak_memory, random_state, set_random_state, versions
-from optnet.training.interruption import signals
+from optnet.training.interruption import Interrupted, signals
+from optnet.training.job import Job, Stopped
 from optnet.training.logbook import Logbook, Silence, new_folder, write_json, write_whole
 from optnet.training.loop import Diverged, Observer, Progress, train_epoch
+from optnet.training.monitoring.monitor import Monitor
 from optnet.training.profiling import Profiling
 from optnet.training.scoring import Score, evaluate
 from optnet.training.screen import Screen, screen
-
-__all__ = ["Parts", "Run", "prepare", "train"]
 
 AGREE = 8
 """Steps between two times that several processes ask each other whether one of them was told to stop."""
 
 
-def train(parts: Parts) -> float:
-    """Trains, keeps the best checkpoint by validation accuracy, scores it once on the test split; returns that."""
-    run = Run(parts)
+def train(job: Job, say: Callable[[str], None] = lambda line: None) -> float:
+    """Trains, keeps the best checkpoint by validation accuracy, scores it once on the test split; returns that score.
+
+    Args:
+        say: shows a line on the screen.
+
+    Raises:
+        Stopped: the loss is not finite, an image cannot be read, the disk is full, or another process ended.
+        Interrupted: a signal came; where the run stands is saved.
+    """
+    run = Run(job, say)
     try:
-        shows = parts.config.progress and distributed.is_primary()
+        shows = job.options.progress and distributed.is_primary()
         with signals() as caught, screen(shows, run.course.total, run.progress.updates) as shown:
             run.epochs(caught, shown)
             return run.finish(caught)
     except Diverged as error:
-        run.stopped(f"{error}; a lower lr may help")
-    except (RequestError, OSError) as error:  # a image or the best checkpoint that cannot be read; a full disk
-        run.stopped(str(error))
+        raise run.stopped(f"{error}; a lower lr may help") from None
+    except (RequestError, OSError) as error:  # an image or the best checkpoint that cannot be read; a full disk
+        raise run.stopped(str(error)) from None
     except RuntimeError as error:
         if not distributed.is_lost_peer(error):
             raise
-        run.stopped("another process ended")
+        raise run.stopped("another process ended") from None
     finally:
         run.close()
-    sys.exit(1)
 
 
 class Run:
-    """A run from its parts: the trainer, how far to go, where it stands, and its folder. Makes or opens the folder.
+    """A run of a job: the trainer, how far to go, where it stands, and its folder. Makes or opens the folder.
 
     Of several processes each does the same with its share of every batch; the first one alone writes. In the midst of
     an epoch ``progress`` has this process's own sums.
@@ -63,48 +67,61 @@ class Run:
         CheckpointError: what was saved does not fit the run.
     """
 
-    def __init__(self, parts: Parts) -> None:
-        self.parts, self.config = parts, parts.config
-        config, resumed = parts.config, parts.resumed
+    def __init__(self, job: Job, say: Callable[[str], None]) -> None:
+        self.job, self.options, self.resumed = job, job.options, job.resumed
         primary = distributed.is_primary()
-        distributed.spread(parts.model)
-        course = self._course(config.batch_size, training=True)
-        self.trainer = trainers.build(config, parts.model, course.total)
+        set_random_state(job.device, job.random)
+        self.model = job.model.to(job.device)
+        if distributed.size() > 1 and job.batch_norm == "synchronise":
+            self.model = convert_sync_batchnorm(self.model)
+        distributed.broadcast_model(self.model)
+        course = self._course(self.options.batch_size, training=True)
+        self.trainer = trainers.build(job.recipe, self.model, course.total)
         full_batch = self.trainer.full_batch
-        self.course = self._course(len(parts.data.train), training=False) if full_batch else course
-        self.validation = parts.loader("validation", 4 * config.batch_size)
+        self.course = self._course(len(job.data.train), training=False) if full_batch else course
+        self.validation = job.loader("validation", 4 * self.options.batch_size)
         self.progress = Progress()
-        if resumed is not None:
-            try:
-                self.progress = Progress(**resumed["progress"])
-                self._check_epoch(resumed["epoch"])
-                self.trainer.load_state_dict(resumed["trainer"])
-                set_random_state(parts.device, resumed["rng"])
-            except CheckpointError:
-                raise
-            except (TypeError, ValueError, KeyError, RuntimeError) as error:
-                reason = str(error).splitlines()[0]
-                raise CheckpointError(f"{config.resume}: its last checkpoint does not fit its run ({reason})") from None
-        name = config.name or f"{_model_name(config)}-{parts.data.name}"
-        made = config.resume if resumed or not primary else str(new_folder(config.runs, name))
-        self.folder = Path(str(distributed.told(made)))
+        if self.resumed is not None:
+            self._go_on(self.resumed)
+        made = job.folder
+        if made is None and primary:
+            made = new_folder(job.place)
+        self.folder = Path(str(distributed.broadcast_object(str(made))))
         self.logbook: Logbook | Silence = Silence()
         self.observers: list[Observer] = []
         if primary:
-            self.logbook = Logbook(self.folder, resumed["records"] if resumed else None)
+            self.logbook = Logbook(self.folder, say, self.resumed.records if self.resumed else None)
         else:
-            torch.manual_seed(seed_of(config.seed, distributed.rank(), self.progress.updates))
+            torch.manual_seed(seed_of(self.options.seed, distributed.rank(), self.progress.updates))
             self.progress.loss_sum = self.progress.correct = self.progress.count = self.progress.images = 0
-        self.parameters = sum(p.numel() for p in parts.model.parameters())
+        self.parameters = sum(p.numel() for p in self.model.parameters())
         self.unreadable: set[str] = set()
-        if parts.note:
-            self.logbook.say(parts.note)
-        described = f"{_model_name(config)}, {self.parameters:,} parameters, on {parts.device}"
+        if job.note:
+            self.logbook.say(job.note)
+        described = f"{job.title}, {self.parameters:,} parameters, on {job.device}"
         together = f" in {distributed.size()} processes" if distributed.size() > 1 else ""
-        self.logbook.say(f"{parts.data}; {described}{together}; in {self.folder}")
+        self.logbook.say(f"{job.data}; {described}{together}; in {self.folder}")
         if full_batch:
             ignored = "batch_size, lr, optim, schedule and data.augment do not count"
-            self.logbook.say(f"trainer={config.trainer.name} takes all training images at once, as they are: {ignored}")
+            name = job.recipe.options.name
+            self.logbook.say(f"trainer={name} takes all training images at once, as they are: {ignored}")
+
+    def _go_on(self, saved: Checkpoint) -> None:
+        """Takes up where a checkpoint stands.
+
+        Raises:
+            CheckpointError: it does not fit this run.
+        """
+        try:
+            self.progress = Progress(**saved.progress)
+            self._check_epoch(saved.epoch)
+            self.trainer.load_state_dict(saved.trainer)
+            set_random_state(self.job.device, saved.rng)
+        except CheckpointError:
+            raise
+        except (TypeError, ValueError, KeyError, RuntimeError) as error:
+            why = reason(error)
+            raise CheckpointError(f"{self.job.folder}: its last checkpoint does not fit its run ({why})") from None
 
     def _epoch(self) -> dict[str, int]:
         """What the batches of the epoch to go on with are made by."""
@@ -121,42 +138,49 @@ class Run:
         for key, now in self._epoch().items() if self.progress.batch else ():
             if now != saved[key]:
                 raise CheckpointError(
-                    f"{self.config.resume} was stopped in the midst of an epoch with {key}={saved[key]}, which would "
+                    f"{self.job.folder} was stopped in the midst of an epoch with {key}={saved[key]}, which would "
                     f"go on with {now}; end that epoch with the epochs and data it had"
                 )
 
     def _course(self, batch_size: int, training: bool) -> Course:
-        config = self.config
+        options = self.options
         return Course(
-            self.parts.loader("train", batch_size, training=training), config.epochs,
-            milestones=config.batch_milestones, growth=config.batch_growth, limit=config.limit_batches,
-            max_steps=config.max_steps,
+            self.job.loader("train", batch_size, training=training), options.epochs,
+            milestones=options.batch_milestones, growth=options.batch_growth, limit=options.limit_batches,
+            max_steps=options.max_steps,
         )  # fmt: skip
 
     def _watch(self) -> None:
-        """Makes what watches the run: for its trainer's sake, and because its configuration says so."""
-        config, device = self.config, self.parts.device
-        self.observers += trainers.observers(config, self.trainer, self.course)
+        """Makes what watches the run: what its trainer needs, the monitor and the profiler."""
+        job, device = self.job, self.job.device
+        self.observers += trainers.observers(job.recipe, self.course)
         if isinstance(self.logbook, Logbook):
-            events, data = self.logbook.events, self.parts.data
-            self.observers.append(Monitor(config, events, data, device, lambda: peak_memory(device)))
-            if config.profile:
-                self.observers.append(Profiling(self.folder, config.profile))
+            monitor = Monitor(
+                job.monitor, self.logbook.events, job.data, device, lambda: peak_memory(device), skip=job.loading.skip,
+                lr=job.recipe.lr, settings=job.settings,
+            )  # fmt: skip
+            self.observers.append(monitor)
+            if self.options.profile:
+                self.observers.append(Profiling(self.folder, self.options.profile))
 
     def epochs(self, caught: list[int], shown: Screen) -> None:
-        """Trains to the end, or to a signal in ``caught``: then saves and exits."""
+        """Trains to the end, or to a signal in ``caught``.
+
+        Raises:
+            Interrupted: a signal came; where the run stands is saved.
+        """
 
         def after_batch(progress: Progress) -> bool:
             shown.advance(progress.updates)
             if distributed.size() == 1:
                 return bool(caught)
-            return progress.updates % AGREE == 0 and bool(distributed.largest(max(caught, default=0)))
+            return progress.updates % AGREE == 0 and bool(distributed.all_reduce_max(max(caught, default=0)))
 
-        if self.parts.resumed is None or self.parts.note:
+        if self.resumed is None or self.job.note:
             self.save(checkpoint.LAST, keep=None)  # there is none yet, or it is damaged
         if distributed.is_primary():  # from now on the run can go on whenever it is killed
-            write_whole(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(self.config)))
-        with keeping_random_state(self.parts.device):
+            write_whole(self.folder / "config.yaml", self.job.record)
+        with keeping_random_state(self.job.device):
             self._watch()
             for observer in self.observers:
                 observer.on_start(self.progress, self.trainer)
@@ -176,24 +200,26 @@ class Run:
                 self._heed(caught)
 
     def _heed(self, caught: list[int]) -> None:
-        """Exits if one of the processes caught a signal; where the run stands has been saved."""
-        if stop := distributed.largest(max(caught, default=0)):
+        """Raises:
+        Interrupted: one of the processes caught a signal; where the run stands has been saved.
+        """
+        if stop := distributed.all_reduce_max(max(caught, default=0)):
             self.logbook.say(f"interrupted and saved; {self.way_on()}")
-            sys.exit(128 + stop)
+            raise Interrupted(stop)
 
     def _pool(self) -> None:
         """Gives every process the sums of all; the images of the whole run are kept by the first one."""
         progress = self.progress
         sums = [progress.loss_sum, progress.correct, progress.count, progress.images]
         pooled = torch.tensor(sums, dtype=torch.float64)
-        distributed.summed(pooled)
+        distributed.all_reduce_sum(pooled)
         progress.loss_sum = float(pooled[0])
         progress.correct, progress.count, images = (int(total) for total in pooled[1:])
         progress.images = images if distributed.is_primary() else 0
 
     def _has_stalled(self) -> bool:
         """Whether the validation score has not been better for ``patience`` epochs."""
-        patience = self.config.patience
+        patience = self.options.patience
         return patience is not None and self.progress.epoch - self.progress.best_epoch >= patience
 
     def _end_epoch(self) -> None:
@@ -205,7 +231,7 @@ class Run:
         progress.loss_sum = progress.epoch_seconds = 0.0
         for observer in self.observers:
             observer.on_epoch(progress, self.trainer)
-        distributed.share_buffers(self.trainer.model, self.config.distributed.batch_norm)
+        distributed.share_buffers(self.trainer.model, self.job.batch_norm)
         score = self._score(self.validation)
         if not score.loss < float("inf"):
             if distributed.is_primary():
@@ -230,8 +256,8 @@ class Run:
 
     def _score(self, loader: Loader) -> Score:
         """The score of the trainer's model; says which images were left out since the last one."""
-        score = evaluate(self.trainer.model, loader, len(self.parts.data.classes))
-        found = distributed.united(loader.unreadable | self.course.loader(0).unreadable)
+        score = evaluate(self.trainer.model, loader, len(self.job.data.classes))
+        found = distributed.all_gather_union(loader.unreadable | self.course.loader(0).unreadable)
         for line in sorted(found - self.unreadable):
             self.logbook.say(f"left out: {line}")
         self.unreadable |= found
@@ -241,25 +267,22 @@ class Run:
         """Writes a checkpoint of all that going on needs; of the last one, the one before is kept as ``keep``."""
         if not isinstance(self.logbook, Logbook):
             return
-        content = {
-            "model": self.parts.described, "state_dict": self.trainer.model.state_dict(),
-            "trainer": self.trainer.state_dict(), "progress": self.progress.to_dict(), "epoch": self._epoch(),
-            "rng": random_state(self.parts.device), "records": self.logbook.marks(),
-            "config": OmegaConf.to_container(OmegaConf.structured(self.config)),
-            "classes": list(self.parts.data.classes), "versions": versions(),
-        }  # fmt: skip
+        content = Checkpoint(
+            model=self.job.described, state_dict=self.trainer.model.state_dict(), trainer=self.trainer.state_dict(),
+            progress=self.progress.to_dict(), epoch=self._epoch(), rng=random_state(self.job.device),
+            records=self.logbook.marks(), config=self.job.settings, classes=list(self.job.data.classes),
+            versions=versions(),
+        )  # fmt: skip
         checkpoint.save(self.folder / "checkpoints" / name, content, keep if name == checkpoint.LAST else None)
 
-    def stopped(self, reason: str) -> None:
-        """Says why the run ends: the first process in the logbook, another one on its own. A full disk has no room."""
-        line = f"stopped: {reason}; {self.way_on()}"
-        try:
-            if distributed.is_primary():
-                self.logbook.say(line)
-            else:
-                print(f"process {distributed.rank()} {line}", file=sys.stderr, flush=True)
-        except OSError:
-            print(line, flush=True)
+    def stopped(self, why: str) -> Stopped:
+        """What to raise where the run ends; the first process says it first. A full disk has no room for its log."""
+        line = f"stopped: {why}; {self.way_on()}"
+        if not distributed.is_primary():
+            return Stopped(f"process {distributed.rank()} {line}", said=False)
+        with suppress(OSError):
+            self.logbook.say(line)
+        return Stopped(line, said=True)
 
     def way_on(self) -> str:
         """What to do after a stop."""
@@ -269,22 +292,26 @@ class Run:
         return f"the last good checkpoint is {last}; python train.py resume={self.folder} goes on from it"
 
     def finish(self, caught: list[int]) -> float:
-        """Scores the best checkpoint on the test split, unless a signal in ``caught`` comes first: then exits."""
-        config, progress, parts = self.config, self.progress, self.parts
+        """Scores the best checkpoint on the test split, unless a signal in ``caught`` comes first.
+
+        Raises:
+            Interrupted: a signal came.
+        """
+        job, progress = self.job, self.progress
         if distributed.is_primary():
             best = checkpoint.load(self.folder / "checkpoints" / checkpoint.BEST)
-            self.trainer.model.load_state_dict(best["state_dict"])
-        distributed.spread(self.trainer.model)
-        score = self._score(parts.loader("test", 4 * config.batch_size))
+            self.trainer.model.load_state_dict(best.state_dict)
+        distributed.broadcast_model(self.trainer.model)
+        score = self._score(job.loader("test", 4 * self.options.batch_size))
         self._heed(caught)
         summary = {
-            "model": _model_name(config), "parameters": self.parameters, "dataset": parts.data.name, "metric": "top1",
+            "model": job.title, "parameters": self.parameters, "dataset": job.data.name, "metric": "top1",
             "best": progress.best, "best_epoch": progress.best_epoch, "final": score.top1, "correct": score.correct,
             "count": score.count, "unreadable": len(self.unreadable), "epochs": progress.epoch,
             "steps": progress.updates, "train_seconds": progress.seconds,
             "images_per_second": progress.images / max(progress.seconds, 1e-9),
-            "peak_memory_bytes": peak_memory(parts.device), "seed": config.seed, "versions": versions(),
-            "device": str(parts.device), "processes": distributed.size(),
+            "peak_memory_bytes": peak_memory(job.device), "seed": self.options.seed, "versions": versions(),
+            "device": str(job.device), "processes": distributed.size(),
         }  # fmt: skip
         if distributed.is_primary():
             write_json(self.folder / "summary.json", summary)
@@ -301,8 +328,3 @@ class Run:
             stack.callback(self.logbook.close)
             for observer in self.observers:
                 stack.callback(observer.close)
-
-
-def _model_name(config: Train) -> str:
-    algorithm = config.algorithm.get("name")
-    return f"{Path(algorithm).name.replace(':', '.')}-{config.model.name}" if algorithm else config.model.name

@@ -1,0 +1,48 @@
+"""The model of a configuration. Trains nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import timm
+from torch import nn
+
+from optnet.app.config import Model
+from optnet.errors import AlgorithmError, ConfigError, ModelError, RequestError, reason
+
+
+def build(
+    config: Model, algorithm: dict[str, Any], classes: int, shape: tuple[int, int, int], *, sized: bool = True
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The model of a configuration and the arguments it was made with.
+
+    A model that timm says to be made for one size of images is told the size of these, ``shape[1:]``; if not
+    ``sized``, it keeps its own.
+
+    Raises:
+        ModelError: there is no such model, or it does not take an option that is set.
+        ConfigError: the algorithm cannot be found or traced.
+    """
+    if not timm.is_model(config.name):
+        near = timm.list_models(f"*{config.name}*")[:3]
+        hint = f"did you mean {', '.join(near)}?" if near else "see optnet.list_models() and timm.list_models()"
+        raise ModelError(f"unknown model '{config.name}': {hint}")
+    kwargs = {key: value for key, value in vars(config).items() if value is not None and key not in ("name", "kwargs")}
+    kwargs.update(config.kwargs, num_classes=classes, in_chans=shape[0])
+    if sized and timm.get_pretrained_cfg_value(config.name, "fixed_input_size"):
+        kwargs.setdefault("img_size", shape[1:])
+    constants = {key: value for key, value in algorithm.items() if key != "name" and value is not None}
+    if algorithm.get("name"):
+        kwargs = {"layer": None, "reading": None, **kwargs, "algorithm": algorithm["name"]}
+    if constants:
+        kwargs["constants"] = constants
+    try:
+        return timm.create_model(config.name, **kwargs), kwargs
+    except AlgorithmError as error:
+        raise ConfigError(f"algorithm={algorithm.get('name') or config.name}: {error}") from None
+    except RequestError:
+        raise
+    except TypeError as error:
+        raise ModelError(f"model={config.name} does not take an option that is set: {reason(error)}") from None
+    except Exception as error:  # anybody's model may raise anything
+        raise ModelError(f"model={config.name}: {reason(error)}") from None

@@ -1,0 +1,219 @@
+"""train.py: a request from the command line is composed, checked, built and trained. Knows no training loop."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from optnet.app import models
+from optnet.app.compose import read, run
+from optnet.app.config import Train
+from optnet.app.exits import exit_statuses
+from optnet.app.launch import launch
+from optnet.data import DataOptions, DataSet, load_as
+from optnet.errors import ConfigError
+from optnet.networks import initialisation
+from optnet.options import check
+from optnet.training import checkpoint, distributed, trainers
+from optnet.training.checkpoint import Checkpoint
+from optnet.training.environment import find_device, random_state
+from optnet.training.job import Job, RunOptions
+from optnet.training.run import train
+
+ON_RESUME = ("epochs", "device", "runs", "data.root", "progress", "distributed.processes", "resume")
+"""The keys that going on with a run may change."""
+DataSets = dict[str, DataSet]
+"""The data sets that were loaded for the jobs of a sweep, by their options and seed."""
+
+
+@dataclass
+class Request:
+    """A request that was checked: the job of this process, or how many other processes to start for it."""
+
+    config: Train
+    overrides: Sequence[str]
+    job: Job | None
+    processes: int = 1
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Trains as the command line says, by default that of this process; exits with a status if it fails."""
+    if arguments is not None:
+        sys.argv[1:] = arguments
+    with distributed.processes():
+        run("train", Train, requests, start)
+
+
+def requests(asked: Sequence[tuple[Train, Sequence[str]]]) -> list[Request]:
+    """Checks all jobs of a sweep, or the one job, by building each once; see ``prepare``."""
+    loaded: DataSets = {}
+    checked = []
+    for config, overrides in asked:
+        job = prepare(config, overrides, loaded)
+        processes = job.settings["distributed"]["processes"]
+        here = distributed.launched() or processes == 1
+        checked.append(Request(config, overrides, job if here else None, processes))
+    return checked
+
+
+def start(request: Request) -> float:
+    """Trains here, or in as many processes of its own as were asked for. Returns the test accuracy in per cent."""
+    if request.job is not None:
+        return train(request.job, say)
+    return launch(_process, (request.config, list(request.overrides)), request.processes)
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _process(config: Train, overrides: Sequence[str]) -> float:
+    with exit_statuses(), distributed.processes():
+        return train(prepare(config, overrides), say)
+
+
+def prepare(config: Train, overrides: Sequence[str] = (), loaded: DataSets | None = None) -> Job:
+    """Checks a request by building its job; writes nothing. If other processes are to train it, it stays on the CPU.
+
+    Args:
+        loaded: data sets of other jobs, to share; this one's is added.
+
+    Raises:
+        RequestError: the request is wrong.
+    """
+    resumed, note, folder = None, "", None
+    if config.resume is not None:
+        folder = Path(config.resume)
+        config, resumed, note = stored(config, overrides)
+        if config.epochs < resumed.progress["epoch"]:
+            raise ConfigError(f"epochs={config.epochs} is less than the {resumed.progress['epoch']} done already")
+    _check_folder(config.runs, config.name)
+    _check_processes(config)
+    elsewhere = config.distributed.processes > 1 and not distributed.launched()
+    device = torch.device("cpu") if elsewhere else distributed.device(find_device(config.device))
+    data = _data(config.data, config.seed, {} if loaded is None else loaded)
+    if len(data.train) < 2 * (processes := _processes(config)):
+        raise ConfigError(f"{len(data.train)} training images are too few for {processes} processes; 2 for each")
+    torch.manual_seed(config.seed)
+    if resumed is None:
+        model, kwargs = models.build(config.model, config.algorithm, len(data.classes), data.shape)
+        described = checkpoint.describe(model, config.model.name, kwargs)
+        trainers.try_step(config.recipe, model, data.shape)
+    else:
+        checkpoint.check_classes(resumed, data.classes, f"resume={config.resume}")
+        model, described = checkpoint.rebuild(resumed), resumed.model
+    title = _title(config)
+    settings: Any = OmegaConf.to_container(OmegaConf.structured(config))
+    job = Job(
+        title=title, options=_run_options(config), recipe=config.recipe, model=model.to(device), described=described,
+        data=data, loading=config.data, device=device, random={}, monitor=config.monitor,
+        place=Path(config.runs) / (config.name or f"{title}-{data.name}"), batch_norm=config.distributed.batch_norm,
+        settings=settings, record=OmegaConf.to_yaml(OmegaConf.create(settings)), folder=folder, resumed=resumed,
+        note=note,
+    )  # fmt: skip
+    if resumed is None:
+        _initialise(config, job)
+    model.cpu()  # until it is trained: a sweep may have many
+    return replace(job, random=random_state(device))
+
+
+def _data(options: DataOptions, seed: int, loaded: DataSets) -> DataSet:
+    key = f"{options} {seed}"
+    if key not in loaded:
+        loaded[key] = distributed.primary_first(lambda: load_as(options, seed))
+    return loaded[key]
+
+
+def _run_options(config: Train) -> RunOptions:
+    return RunOptions(**{key: getattr(config, key) for key in RunOptions.__dataclass_fields__})
+
+
+def _title(config: Train) -> str:
+    """What a run's folder and its records call its model."""
+    algorithm = config.algorithm.get("name")
+    return f"{Path(algorithm).name.replace(':', '.')}-{config.model.name}" if algorithm else config.model.name
+
+
+def _initialise(config: Train, job: Job) -> None:
+    """Starts the weights; what starts from data gets the first batch of training images, whole in every process.
+
+    Raises:
+        ConfigError: the scheme does not go with the model.
+    """
+    init = config.init
+    loader = job.loader("train", config.batch_size, training=True).shared(0, 1)
+    needed = initialisation.needs_data(job.model, init.name)
+    images = next(iter(loader.batches()))[0] if needed else None
+    initialisation.initialise(
+        job.model, init.name, images=images, labels=job.data.train.labels, gain=init.gain, bias=init.bias,
+        output_bias=init.output_bias,
+    )  # fmt: skip
+
+
+def _processes(config: Train) -> int:
+    """How many there are, or, before they are started, are to be."""
+    return distributed.size() if distributed.launched() else config.distributed.processes
+
+
+def _check_processes(config: Train) -> None:
+    """Whether as many processes as there are to be can train together, on the devices there are."""
+    processes = _processes(config)
+    if processes == 1:
+        return
+    if not trainers.TRAINERS[config.trainer.name].distributed:
+        raise ConfigError(f"trainer={config.trainer.name} trains in one process alone")
+    if config.batch_size < 2 * processes:
+        raise ConfigError(f"batch_size={config.batch_size} must be at least {2 * processes}, 2 for each process")
+    on_gpus = config.device.partition(":")[0] in ("auto", "cuda") and torch.cuda.is_available()
+    if not on_gpus:
+        find_device(config.device)
+    elif not distributed.launched() and torch.cuda.device_count() < processes:
+        raise ConfigError(
+            f"device={config.device}: the GPUs here, {torch.cuda.device_count()}, are too few for {processes} "
+            f"processes; or device=cpu"
+        )
+    if config.distributed.batch_norm == "synchronise" and not on_gpus:
+        raise ConfigError("distributed.batch_norm=synchronise works on GPUs alone; use reduce")
+
+
+def _check_folder(runs: str, name: str | None) -> None:
+    """Whether a run's folder can be made there."""
+    if name is not None and (Path(name).is_absolute() or ".." in Path(name).parts or not name.strip()):
+        raise ConfigError(f"name={name} must be the name of a folder under runs/")
+    place = Path(runs).absolute() / (name or "")
+    existing = next(path for path in (place, *place.parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise ConfigError(f"runs={runs}: {existing} is no folder that can be written to; give another one")
+
+
+def stored(config: Train, overrides: Sequence[str]) -> tuple[Train, Checkpoint, str]:
+    """The settings of the run to go on with, changed by the overrides it allows; its last checkpoint, and a note on it.
+
+    Raises:
+        RequestError: there is no such run, it cannot be read, or an override is not allowed.
+    """
+    file = Path(str(config.resume)) / "config.yaml"
+    if not file.is_file():
+        raise ConfigError(f"resume={config.resume} is not a run's folder: there is no {file}")
+    resumed, note = checkpoint.last(file.parent)
+    kept = read(Train, file)
+    for override in overrides:
+        key = override.split("=")[0].lstrip("+~")
+        if key not in ON_RESUME:
+            raise ConfigError(f"{override}: a resumed run keeps its config; only {', '.join(ON_RESUME)} can be given")
+        if key == "data.root":
+            kept.data.root = config.data.root
+        elif key == "distributed.processes":
+            kept.distributed.processes = config.distributed.processes
+        else:
+            setattr(kept, key, getattr(config, key))
+    kept.resume = config.resume
+    check(kept)
+    return kept, resumed, note
