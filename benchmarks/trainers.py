@@ -26,9 +26,9 @@ from torchvision import datasets
 
 import optnet
 from optnet import lifted
-from optnet.app import setup
-from optnet.app.config import Optim, Schedule
 from optnet.lifted.losses import LOSSES
+from optnet.training.optimizers import OptimOptions, optimizer
+from optnet.training.schedules import ScheduleOptions, schedule
 
 
 @dataclass(frozen=True)
@@ -135,8 +135,8 @@ def by_gradients(kind: Callable[[nn.Module, torch.optim.Optimizer, Any], Any], l
     """With the optimizer and schedule of train.py's optim=sgd schedule=cosine, and no decay."""
 
     def build(model: nn.Module, steps: int) -> Any:
-        made = setup.optimizer(Optim("sgd", 0.9, 0.0), model, lr)
-        return kind(model, made, setup.schedule(Schedule("cosine"), made, steps))
+        made = optimizer(OptimOptions("sgd", 0.9, 0.0), model, lr)
+        return kind(model, made, schedule(ScheduleOptions("cosine"), made, steps))
 
     return build
 
