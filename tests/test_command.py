@@ -1,10 +1,19 @@
 """The command line: what works, and what is refused with one line, status 2 and nothing left behind."""
 
+import os
+import signal
 import subprocess
 import sys
 
 import pytest
-from helpers import MINE, ROOT, call, class_folder
+import torch
+from helpers import MINE, ROOT, call, class_folder, metrics, weights
+from timm.models import register_model
+from torch import nn
+
+from optnet.app import main
+from optnet.app import train as application
+from optnet.training.loop import Observer
 
 TINY = ("model.blocks=[1,1]", "model.widths=[4,8]", "epochs=1", "device=cpu")
 
@@ -73,6 +82,132 @@ def test_own_algorithms_by_file_path_and_sweep(tmp_path, monkeypatch):
     assert len(list(tmp_path.glob("runs/heavy_ball-hbnet_small-digits/*/summary.json"))) == 2
     configs = [file.read_text() for file in tmp_path.glob("runs/mine.py.mine-*/*/config.yaml")]
     assert sum("pull: 0.1\n" in text for text in configs) == 1
+
+
+LOGGED = (
+    """
+from pathlib import Path
+with open(Path(__file__).with_suffix(".log"), "a") as log:
+    log.write("run\\n")
+"""
+    + MINE
+)
+
+
+@pytest.mark.parametrize("arguments", [["seed=0"], ["-m", "seed=0,1"]], ids=" ".join)
+def test_the_users_file_runs_once_in_a_run_and_in_a_sweep(tmp_path, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(LOGGED)
+    assert call(monkeypatch, "train", "algorithm=mine.py:mine", *arguments, *TINY) == 0
+    assert (tmp_path / "mine.log").read_text() == "run\n"
+    assert len(list(tmp_path.glob("runs/*/*/summary.json"))) == len(arguments)
+
+
+def test_a_sweep_prepares_each_job_once_and_trains_it_as_alone(tmp_path, monkeypatch):
+    """The data is loaded once for equal settings; the numbers are those of a run of its own, bit for bit."""
+    prepared, loaded = [], []
+    prepare, load_as = application.prepare, application.load_as
+    monkeypatch.setattr(application, "prepare", lambda *given: prepared.append(given) or prepare(*given))
+    monkeypatch.setattr(application, "load_as", lambda *given: loaded.append(given) or load_as(*given))
+    common = (*TINY, "init=lsuv", "trainer.mixup=0.3", "model.drop_rate=0.2", "progress=false")
+    monkeypatch.chdir(tmp_path)
+    assert call(monkeypatch, "train", "-m", "lr=0.05,0.02", *common, "runs=sweep") == 0
+    assert len(prepared) == 2 and len(loaded) == 1
+    for lr in ("0.05", "0.02"):
+        assert call(monkeypatch, "train", f"lr={lr}", *common, f"runs=alone{lr}") == 0
+    swept = {f"{torch.load(file, weights_only=True)['config']['lr']}": file.parent.parent
+             for file in tmp_path.glob("sweep/*/*/checkpoints/last.pt")}  # fmt: skip
+    for lr, folder in swept.items():
+        (alone,) = tmp_path.glob(f"alone{lr}/*/*")
+        one, two = weights(folder), weights(alone)
+        assert all(torch.equal(one[key], two[key]) for key in one)
+        assert metrics(folder)[0]["train_loss"] == metrics(alone)[0]["train_loss"]
+    assert len(swept) == 2
+
+
+def test_a_wrong_job_of_a_sweep_is_refused_before_the_first_one_trains(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for wrong in ("model=hbnet_small,vgg11", "lr=0.1,-1", "trainer=backprop,lpom", "seed=0,1 data.root=x data=mnist"):
+        assert call(monkeypatch, "train", "-m", *wrong.split(), "device=cpu", "epochs=1") == 2
+        out, err = capsys.readouterr()
+        assert err.startswith("error: ") and err.count("\n") == 1 and not out
+        assert not list(tmp_path.iterdir())
+
+
+class Asserts(nn.Module):
+    """Somebody's model, whose assertion has no message."""
+
+    def forward(self, x):
+        assert x.shape[1] == 7
+        return x
+
+
+@register_model
+def bare_assert(pretrained=False, **kwargs):
+    return Asserts()
+
+
+@register_model
+def bare_assert_at_once(pretrained=False, **kwargs):
+    raise AssertionError
+
+
+@pytest.mark.parametrize("program", ["train", "evaluate"])
+@pytest.mark.parametrize("model", ["bare_assert", "bare_assert_at_once"])
+def test_a_bare_assert_in_a_model_is_one_line(program, model, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert call(monkeypatch, program, f"model={model}", "device=cpu") == 2
+    out, err = capsys.readouterr()
+    assert err.startswith("error: ") and err.count("\n") == 1 and not out
+    assert "AssertionError" in err and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("what", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), ("lr=1e30", 1)])
+def test_exit_statuses_of_runs_that_end_early(what, status, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    if isinstance(what, str):
+        assert call(monkeypatch, "train", what, *TINY) == status
+        assert "stopped: the loss is not finite" in capsys.readouterr().out
+        return
+
+    class Kill(Observer):
+        def on_step(self, progress, trainer):
+            os.kill(os.getpid(), what)
+
+    monkeypatch.setattr("optnet.training.trainers.observers", lambda *given: [Kill()])
+    assert call(monkeypatch, "train", *TINY) == status
+    assert "interrupted and saved" in capsys.readouterr().out
+    assert list(tmp_path.glob("runs/*/*/checkpoints/last.pt"))
+
+
+def test_a_users_own_conf(tmp_path, monkeypatch, capsys):
+    """Beside the working directory's other files; what is ours keeps its name."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    (tmp_path / "conf" / "experiment" / "x.yaml").write_text("# @package _global_\nepochs: 1\nname: mine\n")
+    (tmp_path / "conf" / "train.yaml").write_text("nonsense: 1\n")
+    assert call(monkeypatch, "train", "experiment=x", *TINY[:2], "device=cpu") == 0
+    assert len(list(tmp_path.glob("runs/mine/*/summary.json"))) == 1
+    capsys.readouterr()
+    assert call(monkeypatch, "train", "--help") == 0 and " x" in capsys.readouterr().out.partition("init")[0]
+
+
+def test_one_command_for_all(tmp_path, monkeypatch, capsys):
+    """optnet train, evaluate and list; the same functions as the scripts and python -m optnet."""
+    monkeypatch.chdir(tmp_path)
+    assert main.main(["train", *TINY, "progress=false"]) == 0
+    (best,) = tmp_path.glob("runs/*/*/checkpoints/best.pt")
+    assert main.main(["evaluate", f"checkpoint={best}", "device=cpu"]) == 0
+    with pytest.raises(SystemExit) as stopped:
+        main.main(["train", "epochs=0"])
+    assert stopped.value.code == 2
+    with pytest.raises(SystemExit) as stopped:
+        main.main(["--help"])
+    out = capsys.readouterr().out
+    assert stopped.value.code == 0 and all(name in out for name in ("train", "evaluate", "list", "show", "signal"))
+    with pytest.raises(SystemExit) as stopped:
+        main.main([])
+    assert stopped.value.code == 2
 
 
 def test_class_folder_and_timm_model(tmp_path, monkeypatch, capsys):

@@ -326,6 +326,35 @@ def test_junk_is_no_checkpoint(tmp_path):
         assert "\n" not in str(error.value)
 
 
+def test_what_an_earlier_version_wrote_is_refused_in_one_line(tmp_path):
+    train(tmp_path, epochs=1)
+    folder = only_run(tmp_path)
+    for file in (folder / "checkpoints").iterdir():
+        torch.save({**torch.load(file, weights_only=True), "format": 2}, file)
+    best = str(folder / "checkpoints" / "best.pt")
+    (folder / "config.yaml").write_text("optimiser: {kind: sgd}\n")  # of another shape, too
+    for request in (
+        lambda: checkpoint.load(best),
+        lambda: assess.prepare(Evaluate(checkpoint=best)),
+        lambda: prepare(Train(resume=str(folder)), ["resume=x"]),
+    ):
+        with pytest.raises(CheckpointError, match="was written by an earlier version of optnet") as error:
+            request()
+        assert "\n" not in str(error.value) and "train anew" in str(error.value)
+    torch.save({**torch.load(best, weights_only=True), "format": checkpoint.FORMAT + 1}, best)
+    with pytest.raises(CheckpointError, match="a later version"):
+        checkpoint.load(best)
+
+
+def test_every_entry_of_a_checkpoint_is_required(tmp_path):
+    train(tmp_path, epochs=1)
+    content = torch.load(only_run(tmp_path) / "checkpoints" / "best.pt", weights_only=True)
+    for entry in checkpoint.ENTRIES:
+        torch.save({key: value for key, value in content.items() if key != entry}, tmp_path / "x.pt")
+        with pytest.raises(CheckpointError, match=f"has no {entry}"):
+            checkpoint.load(tmp_path / "x.pt")
+
+
 class Unwritable:
     def __reduce__(self):
         raise RuntimeError("the accelerator is gone")
