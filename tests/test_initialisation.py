@@ -16,7 +16,15 @@ from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from optnet import ConfigError, create_model
 from optnet.app.config import Model, Train
-from optnet.networks.initialisation import GAINED, SCHEMES, activation_gain, initialise, linear_maps, needs_data
+from optnet.networks.initialisation import (
+    GAINED,
+    SCHEMES,
+    InitOptions,
+    activation_gain,
+    initialise,
+    linear_maps,
+    needs_data,
+)
 from optnet.networks.layers import NORMS
 
 WIDE = {"blocks": (2, 2), "widths": (64, 96), "in_chans": 8}
