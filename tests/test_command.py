@@ -220,6 +220,7 @@ def test_class_folder_and_timm_model(tmp_path, monkeypatch, capsys):
     assert call(monkeypatch, "evaluate", f"checkpoint={folder}/checkpoints/best.pt", "device=cpu") == 0
 
 
+@pytest.mark.slow
 def test_the_scripts_themselves(tmp_path):
     """As a user calls them: the default job on the digits, then its evaluation; and one line for a wrong request."""
 

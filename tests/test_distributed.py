@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import class_folder, metrics, only_run, weights
+from helpers import class_folder, metrics, only_run, some, weights
 
 import optnet
 from optnet import ConfigError
@@ -254,7 +254,10 @@ def test_which_trainers_take_several_processes(name):
             requests([(made, [])])
 
 
-@pytest.mark.parametrize("request_", ["device=cuda", "distributed.batch_norm=synchronise", "batch_size=2"])
+EARLY = ["device=cuda", "distributed.batch_norm=synchronise", "batch_size=2"]
+
+
+@pytest.mark.parametrize("request_", some(EARLY, "batch_size=2"))
 def test_what_is_refused_before_others_are_started(tmp_path, request_):
     if request_ == "device=cuda" and torch.cuda.is_available():
         pytest.skip("there is a GPU here")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import CLOCK, TINY, config, go, metrics, only_run, prepare, weights
+from helpers import CLOCK, TINY, config, go, metrics, only_run, prepare, some, weights
 from timm.optim import list_optimizers
 from torch import nn
 from torch.optim.swa_utils import update_bn
@@ -35,6 +35,8 @@ OPTIONS = [
     {"mixup": 0.4}, {"cutmix": 1.0, "label_smoothing": 0.1}, {"mixup": 0.4, "cutmix": 1.0, "mix_probability": 0.7},
     {"average": "ema", "average_decay": 0.9}, {"average": "polyak", "average_start": 0.3, "recalibrate": 5},
 ]  # fmt: skip
+QUICK = [1, 3, 6, 10, 12]
+"""Precision, accumulation, clipping, mixing and averaging, of each the one that does most."""
 
 
 def points(count=64, size=6, classes=3):
@@ -56,7 +58,7 @@ def gradient(trainer, images, labels, **options):
     return copy.weight.grad
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("options", some(OPTIONS, *(OPTIONS[i] for i in QUICK)), ids=str)
 def test_every_option_trains_and_resumes_exactly(tmp_path, options):
     def made(place):
         model = Model(**TINY, kwargs={"drop_rate": 0.1})

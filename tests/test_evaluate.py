@@ -235,6 +235,7 @@ def test_what_cannot_be_evaluated_is_one_line(request_, said, tmp_path, monkeypa
 
 
 @real
+@pytest.mark.slow
 def test_imagenets_samples(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     root = os.path.join(os.environ["OPTNET_DATA"], "imagenet-sample")

@@ -10,7 +10,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from helpers import TINY, class_folder, config, go, only_run, prepare
+from helpers import TINY, class_folder, config, go, only_run, prepare, some
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from torch import nn
@@ -349,7 +349,7 @@ def test_the_defaults_cost_less_than_three_per_cent_of_a_step(tmp_path):
     assert sum(share.values()) < 0.03 * step
 
 
-@pytest.mark.parametrize("name", [*SMALL, "mlp"])
+@pytest.mark.parametrize("name", some([*SMALL, "mlp"], "hbnet_small", "admmnet_small", "mlp"))
 def test_the_layout_names_tags_that_exist(tmp_path, name):
     """As TensorBoard matches them; and no stage's curves, or part's, are without a chart."""
     small = {"blocks": [2, 2], "widths": [4, 8]}

@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 
 import pytest
-from helpers import go, only_run, prepare
+from helpers import go, only_run, prepare, some
 from omegaconf import OmegaConf
 
 import optnet
@@ -52,7 +52,10 @@ def test_every_row_of_the_tables_has_a_recipe():
         assert "# published" in text and "# ours " in text and f"experiment={name}" in text
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+QUICK = [*(name for name in EXPERIMENTS if name.endswith("_quick")), "cifar_agdnet_L40", "imagenet_hbnet34"]
+
+
+@pytest.mark.parametrize("name", some(EXPERIMENTS, *QUICK))
 def test_every_experiment_runs_a_step(name, tmp_path):
     recipe = composed(f"experiment={name}")
     augment = {"mnist": "shift", "imagenet": "zoom_flip"}.get(name.split("_")[0], "crop_flip")
@@ -85,7 +88,7 @@ def test_depths():
         assert sum(optnet.networks.zoo.MODELS[name].blocks) + 4 == depth
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", some(PRESETS, *(name for name in PRESETS if name != "overfit")))
 def test_debug_presets(name, tmp_path):
     config = composed(f"debug={name}", f"runs={tmp_path}/runs", "device=cpu", "progress=false")
     go(prepare(config))

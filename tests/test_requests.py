@@ -1,6 +1,7 @@
 """Wrong requests, by the tree of the configuration: every key with a wrong type, out of range, or missing as a path."""
 
 import math
+from collections import defaultdict
 from dataclasses import fields, is_dataclass
 
 import pytest
@@ -92,7 +93,17 @@ CASES += [
 ]
 
 
-@pytest.mark.parametrize(("program", "request_", "config", "key"), CASES)
+def one_a_key(cases):
+    """One wrong value of every key by default, a type, a range or another in turn; the others under ``slow``."""
+    keys = defaultdict(list)
+    for case in cases:
+        program, request_, _, key = case.values
+        keys[program, request_[:-1], key].append(case)
+    quick = {choice[i % len(choice)].id for i, choice in enumerate(keys.values())}
+    return [pytest.param(*c.values, id=c.id, marks=() if c.id in quick else pytest.mark.slow) for c in cases]
+
+
+@pytest.mark.parametrize(("program", "request_", "config", "key"), one_a_key(CASES))
 def test_wrong_values_of_every_key(program, request_, config, key, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("OPTNET_DATA", raising=False)

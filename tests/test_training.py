@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from helpers import CLOCK, TINY, config, go, metrics, only_run, prepare, train, weights
+from helpers import CLOCK, TINY, config, crossed, go, metrics, only_run, prepare, some, train, weights
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import optnet
@@ -59,7 +59,7 @@ def test_a_run_owns_one_folder(tmp_path):
         assert point.value == pytest.approx(entry.value, rel=1e-6, abs=1e-9)
 
 
-@pytest.mark.parametrize("algorithm", FAMILIES)
+@pytest.mark.parametrize("algorithm", some(FAMILIES, "heavy_ball", "nesterov_dense", "admm"))
 def test_every_family_trains_and_evaluates(tmp_path, algorithm):
     train(tmp_path, epochs=2, algorithm={"name": algorithm})
     folder = only_run(tmp_path)
@@ -110,7 +110,7 @@ def test_a_checkpoint_runs_nobodys_file(tmp_path):
     assert entry["correct"] == summary["correct"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", some([signal.SIGTERM, signal.SIGINT], signal.SIGTERM))
 def test_an_interrupted_run_goes_on_as_if_nothing_had_been(tmp_path, number):
     options = {"epochs": 4, "model": Model(**TINY, kwargs={"drop_rate": 0.2})}
     train(tmp_path / "whole", **options)
@@ -286,8 +286,10 @@ def test_bad_checkpoints(tmp_path, monkeypatch):
     assert not (tmp_path / "ran_by_a_pickle").exists()
 
 
-@pytest.mark.parametrize("programs", [True, False])
-@pytest.mark.parametrize("name", ["hbnet_small", "resnet18", "mlp", "hf-hub:somebody/model", "local-dir:/tmp", 3])
+@pytest.mark.parametrize(
+    "name, programs",
+    crossed(["hbnet_small", "resnet18", "mlp", "hf-hub:somebody/model", "local-dir:/tmp", 3], [True, False]),
+)
 def test_a_crafted_checkpoint_runs_nothing(tmp_path, monkeypatch, name, programs):
     """Weights-only loading lets strings through: none of them may name code to run or a place to fetch from."""
     monkeypatch.chdir(tmp_path)
