@@ -14,7 +14,7 @@ from optnet.options import option
 
 @dataclass(kw_only=True)
 class SplittingOptions(Options):
-    """What both splitting methods can be told."""
+    """The options that both splitting methods share."""
 
     full_batch: bool = option(
         True, help="take all training images in each step and keep their activations; else each batch starts anew"

@@ -41,7 +41,7 @@ class Blocks:
 
 @dataclass(kw_only=True)
 class Options:
-    """What every method can be told."""
+    """The options that all methods share."""
 
     loss: str = choice("squared", *LOSSES, help="the loss of the last activations")
 
