@@ -98,7 +98,7 @@ with open(Path(__file__).with_suffix(".log"), "a") as log:
 def test_the_users_file_runs_once_in_a_run_and_in_a_sweep(tmp_path, monkeypatch, arguments):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text(LOGGED)
-    assert call(monkeypatch, "train", "algorithm=mine.py:mine", *arguments, *TINY) == 0
+    assert call(monkeypatch, "train", *arguments, "algorithm=mine.py:mine", *TINY) == 0
     assert (tmp_path / "mine.log").read_text() == "run\n"
     assert len(list(tmp_path.glob("runs/*/*/summary.json"))) == len(arguments)
 

@@ -1,6 +1,7 @@
 """The wheel, installed where there is no checkout: it is built, and its command trains, evaluates and lists."""
 
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -27,7 +28,9 @@ def run(*command, folder, **variables):
 def command(tmp_path_factory):
     """The command optnet of a fresh environment, which sees this one's packages but no checkout."""
     place = tmp_path_factory.mktemp("wheel")
-    build = ("wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", place, ROOT)
+    source = place / "source"  # a build leaves its files in the checkout
+    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".*", "build", "*.egg-info", "data", "runs", "shared"))
+    build = ("wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", place, source)
     run(sys.executable, "-m", "pip", *build, folder=place)
     (wheel,) = place.glob("*.whl")
     venv.create(place / "venv", with_pip=False)

@@ -18,8 +18,7 @@ from optnet.app import evaluate as assess
 from optnet.app.config import Evaluate, Model, Train
 from optnet.data import load
 from optnet.training import checkpoint, trainers
-from optnet.training.interruption import Interrupted
-from optnet.training.job import Stopped
+from optnet.training.interruption import Interrupted, Stopped
 
 SETTINGS = [  # (trainer, options, hidden layers, activation, epochs, validation top-1 that is surely reached)
     ("lpom", {}, [40], "relu", 8, 75),

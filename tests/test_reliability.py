@@ -17,7 +17,7 @@ from optnet import CheckpointError
 from optnet.app.config import Model, Train
 from optnet.data import DataOptions
 from optnet.training import checkpoint, run
-from optnet.training.job import Stopped
+from optnet.training.interruption import Stopped
 from optnet.training.loop import Progress, train_epoch
 from optnet.training.schedules import ScheduleOptions
 

@@ -20,8 +20,7 @@ from optnet.app.config import Evaluate, Model, Train
 from optnet.data import DataOptions, load
 from optnet.data.loading import FileLoader
 from optnet.training import checkpoint
-from optnet.training.interruption import Interrupted
-from optnet.training.job import Stopped
+from optnet.training.interruption import Interrupted, Stopped
 from optnet.training.loop import Progress, train_epoch
 
 FAMILIES = ["gradient_descent", "heavy_ball", "nesterov", "nesterov_dense", "admm", "merge_and_run"]

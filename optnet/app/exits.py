@@ -8,8 +8,7 @@ from contextlib import contextmanager
 
 from optnet.errors import RequestError
 from optnet.training.distributed import launched_first
-from optnet.training.interruption import Interrupted
-from optnet.training.job import Stopped
+from optnet.training.interruption import Interrupted, Stopped
 
 
 @contextmanager

@@ -10,10 +10,10 @@ from typing import Any
 
 
 def launch(function: Callable[..., float], arguments: tuple[Any, ...], processes: int) -> float:
-    """``function(*arguments)`` in so many processes; returns the first one's result.
+    """Calls ``function(*arguments)`` in several processes; returns the result of the first.
 
-    A signal that ends this process is handed on first: the others save, and agree on the step. If one of them fails,
-    this process ends with its exit status.
+    A signal to this process is passed on: the others agree on a step and save. If one of them fails, this process ends
+    with its exit status.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

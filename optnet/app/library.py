@@ -19,7 +19,6 @@ from optnet.errors import ConfigError, RequestError
 from optnet.language.declaration import Algorithm
 from optnet.language.lookup import find_algorithm, list_algorithms
 from optnet.language.tracing import trace
-from optnet.networks import signal
 from optnet.networks.initialisation import SCHEMES
 from optnet.networks.zoo import list_models
 
@@ -148,6 +147,8 @@ def _worst_case(method: Algorithm, mu: float, L: float, steps: int, constants: d
 
 
 def _signal(console: Console, options: argparse.Namespace) -> None:
+    from optnet.networks import signal  # matplotlib takes a while
+
     given = dict(option.partition("=")[::2] for option in options.options)
     if not all(given.values()) or options.batch < 2 or (options.size is not None and options.size < 1):
         raise ConfigError("options of the model are written key=value, --batch is at least 2, --size at least 1")

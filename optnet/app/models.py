@@ -16,8 +16,8 @@ def build(
 ) -> tuple[nn.Module, dict[str, Any]]:
     """The model of a configuration and the arguments it was made with.
 
-    A model that timm says to be made for one size of images is told the size of these, ``shape[1:]``; if not
-    ``sized``, it keeps its own.
+    A model of a fixed image size (timm says which) gets the size of these images, ``shape[1:]``; without ``sized`` it
+    keeps its own.
 
     Raises:
         ModelError: there is no such model, or it does not take an option that is set.
@@ -29,7 +29,7 @@ def build(
         raise ModelError(f"unknown model '{config.name}': {hint}")
     kwargs = {key: value for key, value in vars(config).items() if value is not None and key not in ("name", "kwargs")}
     kwargs.update(config.kwargs, num_classes=classes, in_chans=shape[0])
-    if sized and timm.get_pretrained_cfg_value(config.name, "fixed_input_size"):
+    if sized and getattr(_pretrained(config.name), "fixed_input_size", False):
         kwargs.setdefault("img_size", shape[1:])
     constants = {key: value for key, value in algorithm.items() if key != "name" and value is not None}
     if algorithm.get("name"):
@@ -46,3 +46,15 @@ def build(
         raise ModelError(f"model={config.name} does not take an option that is set: {reason(error)}") from None
     except Exception as error:  # anybody's model may raise anything
         raise ModelError(f"model={config.name}: {reason(error)}") from None
+
+
+def _pretrained(name: str) -> Any:
+    """What timm knows of a model's weights; None of a model that somebody registered without.
+
+    Raises:
+        ModelError: there are no such weights.
+    """
+    try:
+        return timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        raise ModelError(f"model={name}: {reason(error)}") from None

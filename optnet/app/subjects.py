@@ -1,4 +1,4 @@
-"""What is evaluated: a model by name, a checkpoint of a run, or weights with the name of the model that they are of."""
+"""What is evaluated: a model by name, the checkpoint of a run, or a file of weights and the name of their model."""
 
 from __future__ import annotations
 

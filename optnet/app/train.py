@@ -28,7 +28,7 @@ from optnet.training.job import Job, RunOptions
 from optnet.training.run import train
 
 ON_RESUME = ("epochs", "device", "runs", "data.root", "progress", "distributed.processes", "resume")
-"""The keys that going on with a run may change."""
+"""The keys that may change when a run is resumed."""
 DataSets = dict[str, DataSet]
 """The data sets that were loaded for the jobs of a sweep, by their options and seed."""
 
@@ -80,7 +80,7 @@ def _process(config: Train, overrides: Sequence[str]) -> float:
 
 
 def prepare(config: Train, overrides: Sequence[str] = (), loaded: DataSets | None = None) -> Job:
-    """Checks a request by building its job; writes nothing. If other processes are to train it, it stays on the CPU.
+    """Checks a request by building its job; writes nothing. A job for other processes is built on the CPU.
 
     Args:
         loaded: data sets of other jobs, to share; this one's is added.
@@ -136,13 +136,13 @@ def _run_options(config: Train) -> RunOptions:
 
 
 def _title(config: Train) -> str:
-    """What a run's folder and its records call its model."""
+    """The name of the model in the run's folder and records."""
     algorithm = config.algorithm.get("name")
     return f"{Path(algorithm).name.replace(':', '.')}-{config.model.name}" if algorithm else config.model.name
 
 
 def _initialise(config: Train, job: Job) -> None:
-    """Starts the weights; what starts from data gets the first batch of training images, whole in every process.
+    """Initialises the weights. Schemes that need data get the first training batch, whole in every process.
 
     Raises:
         ConfigError: the scheme does not go with the model.
@@ -158,12 +158,12 @@ def _initialise(config: Train, job: Job) -> None:
 
 
 def _processes(config: Train) -> int:
-    """How many there are, or, before they are started, are to be."""
+    """How many processes there are or will be."""
     return distributed.size() if distributed.launched() else config.distributed.processes
 
 
 def _check_processes(config: Train) -> None:
-    """Whether as many processes as there are to be can train together, on the devices there are."""
+    """Checks that the processes can train together on the devices of this machine."""
     processes = _processes(config)
     if processes == 1:
         return
@@ -184,7 +184,7 @@ def _check_processes(config: Train) -> None:
 
 
 def _check_folder(runs: str, name: str | None) -> None:
-    """Whether a run's folder can be made there."""
+    """Checks that a run's folder can be made."""
     if name is not None and (Path(name).is_absolute() or ".." in Path(name).parts or not name.strip()):
         raise ConfigError(f"name={name} must be the name of a folder under runs/")
     place = Path(runs).absolute() / (name or "")
@@ -194,7 +194,7 @@ def _check_folder(runs: str, name: str | None) -> None:
 
 
 def stored(config: Train, overrides: Sequence[str]) -> tuple[Train, Checkpoint, str]:
-    """The settings of the run to go on with, changed by the overrides it allows; its last checkpoint, and a note on it.
+    """The settings of the run to resume, with the allowed overrides; its last checkpoint, and a note on it.
 
     Raises:
         RequestError: there is no such run, it cannot be read, or an override is not allowed.

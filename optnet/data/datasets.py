@@ -111,6 +111,7 @@ class DataOptions:
     name: str = choice("digits", *DATA_SETS, help="the data set")
     root: str = option(
         factory=lambda: os.environ.get("OPTNET_DATA", "data"),
+        example="data",
         help="the folder of the data sets, in torchvision's layouts; of imagenet and folder: the folder of the class "
         "folders, or of train, val and test above them",
     )

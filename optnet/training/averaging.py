@@ -1,4 +1,4 @@
-"""Averages of the weights along a run, and the batch statistics that belong to them."""
+"""Averages of the weights along a run, and their batch-norm statistics."""
 
 from __future__ import annotations
 

@@ -22,20 +22,20 @@ from optnet.networks.network import Network
 from optnet.networks.zoo import MODELS
 
 FORMAT = 3
-"""What is in a file; it rises when a file of before cannot be read any more."""
+"""The version of the file format. It rises when older files can no longer be read."""
 LAST, BEFORE, BEST = "last.pt", "previous.pt", "best.pt"
 
 
 @dataclass
 class Checkpoint:
-    """All that going on with a run needs, and rebuilding its model. A file has these entries, and ``format``.
+    """All that resuming a run and rebuilding its model need. A file has exactly these entries, and ``format``.
 
     Attributes:
         model: how to build it: ``name`` and ``kwargs`` for timm; see ``describe``.
         state_dict: the weights and buffers of the model that is scored.
         trainer: the trainer's own state.
         progress: where the run stands; see ``loop.Progress``.
-        epoch: what the batches of the epoch to go on with are made by.
+        epoch: what determines the batches of the current epoch.
         rng: the states of torch's generators, by the kind of device.
         records: how far each of the run's records goes, in bytes.
         config: the run's settings.
@@ -59,13 +59,13 @@ ENTRIES = tuple(entry.name for entry in fields(Checkpoint))
 
 
 def save(path: Path, content: Checkpoint, keep: str | None = None) -> None:
-    """Writes a checkpoint beside its place and moves it there, so that no reader ever sees half of one.
+    """Writes a checkpoint to a file beside ``path`` and renames it, so that no reader ever sees half a file.
 
     Args:
-        keep: the name that the checkpoint which was there before goes on with.
+        keep: the new name of the file that it replaces.
 
     Raises:
-        OSError: it cannot be written; the one that was there is as it was.
+        OSError: it cannot be written; the old file is unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
@@ -86,7 +86,7 @@ def save(path: Path, content: Checkpoint, keep: str | None = None) -> None:
 
 
 def take_back(folder: Path) -> None:
-    """Puts the run's checkpoint before the last one in the last one's place."""
+    """Replaces a run's last checkpoint by the one before it."""
     before = folder / "checkpoints" / BEFORE
     if before.exists():
         os.replace(before, before.with_name(LAST))
@@ -94,7 +94,7 @@ def take_back(folder: Path) -> None:
 
 
 def _settle(folder: Path) -> None:
-    """Makes the disk keep the names of a folder's files, too."""
+    """Flushes a folder's file names to the disk."""
     number = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(number)
@@ -103,11 +103,11 @@ def _settle(folder: Path) -> None:
 
 
 def last(folder: Path) -> tuple[Checkpoint, str]:
-    """The last checkpoint of a run that can be read, and what has to be said about it, if anything.
+    """The last checkpoint of a run that can be read, and a note if it is not the last one written.
 
     Raises:
-        CheckpointError: neither the last one, nor a whole one that was to take its place, nor the one before it can be
-            read.
+        CheckpointError: no checkpoint can be read: neither the last one, nor a complete one that was to replace it, nor
+            the one before.
     """
     place = folder / "checkpoints"
     try:
@@ -155,7 +155,7 @@ def parse(content: dict[str, Any], path: str | Path) -> Checkpoint:
 
 
 def read(path: str | Path) -> Any:
-    """What is in a file of weights (.safetensors, or torch's), on the CPU, whoever wrote it.
+    """The content of a file of weights (.safetensors, or torch's), on the CPU, whoever wrote it.
 
     Raises:
         CheckpointError: it is missing, truncated, or would need unpickling.
@@ -175,10 +175,10 @@ def read(path: str | Path) -> Any:
 
 
 def check_classes(content: Checkpoint, classes: Sequence[str], where: str) -> None:
-    """Whether data has the classes that a run's checkpoint was trained on, by their names and in their order.
+    """Checks that the data has the classes that a checkpoint was trained on, with the same names in the same order.
 
     Raises:
-        ConfigError: it has others.
+        ConfigError: it has other classes.
     """
     trained, given = content.classes, list(classes)
     if len(trained) != len(given):
@@ -189,7 +189,7 @@ def check_classes(content: Checkpoint, classes: Sequence[str], where: str) -> No
 
 
 def put(model: nn.Module, path: str | Path) -> None:
-    """Loads the weights of a file that timm can read; of averaged and plain ones, the averaged.
+    """Loads the weights of a file that timm can read. Averaged weights come before plain ones.
 
     Raises:
         CheckpointError: they do not fit the model.

@@ -58,7 +58,7 @@ def random_state(device: torch.device) -> dict[str, Tensor]:
 
 
 def set_random_state(device: torch.device, states: dict[str, Tensor]) -> None:
-    """Takes up a state; that of another kind of device is left out."""
+    """Restores a state; the part of another kind of device is left out."""
     torch.set_rng_state(states["cpu"])
     if device.type != "cpu" and device.type in states:
         torch.get_device_module(device).set_rng_state(states[device.type], *_index(device))
@@ -66,7 +66,7 @@ def set_random_state(device: torch.device, states: dict[str, Tensor]) -> None:
 
 @contextmanager
 def keeping_random_state(device: torch.device) -> Iterator[None]:
-    """What is drawn in here leaves the random numbers behind it as they would have been without."""
+    """Restores the state of the random numbers at its end."""
     states = random_state(device)
     try:
         yield

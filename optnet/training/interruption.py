@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: caught, so that it can save first. Saves nothing itself."""
+"""How a run ends early: what it raises, and the signals that ask it to stop. Saves nothing itself."""
 
 from __future__ import annotations
 
@@ -14,6 +14,18 @@ class Interrupted(BaseException):
     def __init__(self, number: int) -> None:
         super().__init__(f"interrupted by {signal.Signals(number).name}")
         self.signal = number
+
+
+class Stopped(Exception):
+    """The run could not go on; its records are closed.
+
+    Attributes:
+        said: whether the line that says why was shown already.
+    """
+
+    def __init__(self, line: str, said: bool) -> None:
+        super().__init__(line)
+        self.said = said
 
 
 @contextmanager

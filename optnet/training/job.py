@@ -1,4 +1,4 @@
-"""What a run is made of, its options, and how it stops. Builds nothing and trains nothing."""
+"""What a run is made of, and its options. Builds nothing and trains nothing."""
 
 from __future__ import annotations
 
@@ -81,15 +81,3 @@ class Job:
             workers=self.loading.workers, seed=self.options.seed, skip=self.loading.skip,
         )  # fmt: skip
         return whole.shared(distributed.rank(), distributed.size())
-
-
-class Stopped(Exception):
-    """The run could not go on; its records are closed.
-
-    Attributes:
-        said: whether the line that says why was shown already.
-    """
-
-    def __init__(self, line: str, said: bool) -> None:
-        super().__init__(line)
-        self.said = said

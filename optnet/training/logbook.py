@@ -33,7 +33,7 @@ def new_folder(place: Path) -> Path:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes a file beside its place and moves it there, so that what was there is lost only when all is written."""
+    """Writes a file beside ``path`` and renames it: the old file is lost only when the new one is complete."""
     partial = path.with_name(path.name + ".partial")
     try:
         partial.write_text(text)
@@ -44,7 +44,7 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def as_json(content: Any, indent: int | None = None) -> str:
-    """JSON as everybody reads it: a number that is not finite is null."""
+    """JSON that every reader takes: a number that is not finite is null."""
 
     def finite(value: Any) -> Any:
         if isinstance(value, Mapping):
@@ -75,8 +75,8 @@ class Logbook:
 
     Args:
         show: what shows a line on the screen.
-        marks: how far the records went (``marks()``) when the checkpoint was saved that the run goes on from. What was
-            written after that is cut off, so that every epoch has one line and every step one TensorBoard point.
+        marks: the sizes of the records (``marks()``) at the checkpoint that the run resumes from. What was written
+            after it is cut off, so that every epoch has one line and every step one point in TensorBoard.
 
     Attributes:
         events: TensorBoard's writer. Its points are at epochs or at steps, as each tag likes.
@@ -116,13 +116,13 @@ class Logbook:
             self.events.add_scalar(f"coefficients/{entry.stage}/{entry.step}/{entry.term}", entry.value, epoch)
 
     def marks(self) -> dict[str, int]:
-        """How far metrics.jsonl and the event files go now, in bytes."""
+        """The sizes of metrics.jsonl and the event files now, in bytes."""
         self.events.flush()
         files = [file for file in (self.metrics_file, *self.folder.glob(EVENTS)) if file.exists()]
         return {file.name: file.stat().st_size for file in files}
 
     def close(self) -> None:
-        """Closes the files; what a full disk has no room for any more is lost."""
+        """Closes the files. What no longer fits on a full disk is lost."""
         for file in (self.events, self.console):
             with suppress(OSError):
                 file.close()

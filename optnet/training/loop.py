@@ -1,4 +1,4 @@
-"""The one training loop, over any trainer. No configuration, files or model names in here."""
+"""The training loop, the same for every trainer. Knows no options, files or model names."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from optnet.data import Loader
 
 REFRESH = 0.2
-"""Seconds between two looks at the progress bar; between them the loss stays on the device."""
+"""Seconds between two updates of the progress bar. Between them the loss stays on the device."""
 
 
 class Trainer(Protocol):
-    """What improves a network batch by batch: by backpropagation, or without. The loop and the run know only this.
+    """Trains a network batch by batch, by backpropagation or without it. The loop and the run know only this protocol.
 
     Attributes:
         model: the network whose forward pass is scored, checkpointed and described.
@@ -33,21 +33,21 @@ class Trainer(Protocol):
         ...
 
     def scalars(self) -> dict[str, float]:
-        """What else to log at an epoch's end: tag -> value."""
+        """Further scalars to log at an epoch's end: tag -> value."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain containers and tensors that going on needs, beyond ``model.state_dict()``."""
+        """The state that resuming needs beside ``model.state_dict()``: plain containers and tensors."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 class Observer:
-    """Looks at a run as it goes, and may write to its logbook; overrides what it wants to see."""
+    """Watches a run, and may write to its logbook. Subclasses override the moments they need."""
 
     def on_start(self, progress: Progress, trainer: Trainer) -> None:
-        """Before the first step; of a run that goes on, ``progress.updates`` are done."""
+        """Before the first step. A resumed run has done ``progress.updates`` steps."""
 
     def on_step(self, progress: Progress, trainer: Trainer) -> None:
         """After every step; ``progress.updates`` are done."""
@@ -59,12 +59,12 @@ class Observer:
         """After the run's summary is known; the model has its best weights."""
 
     def close(self) -> None:
-        """When the run ends, however it ends."""
+        """When the run ends, successfully or not."""
 
 
 @dataclass
 class Progress:
-    """Where a run stands: all that going on with it needs besides the trainer's and the random state.
+    """How far a run is: all that resuming needs besides the trainer's state and the random state.
 
     ``epoch`` epochs are complete; ``batch`` batches of the next one are done, with the sums of loss, right answers and
     seconds.
@@ -101,7 +101,7 @@ def train_epoch(
     shown: Callable[[str], None],
     observers: Sequence[Observer] = (),
 ) -> bool:
-    """Trains from ``progress`` to the epoch's end after ``steps`` steps; False if ``on_batch`` asked to stop before it.
+    """Trains from ``progress`` to the end of an epoch of ``steps`` steps. False: ``on_batch`` stopped it early.
 
     Raises:
         Diverged: the loss is not finite.

@@ -1,4 +1,4 @@
-"""What a network costs: multiply-adds of an image, images a second. Scores nothing."""
+"""What a network costs: multiply-adds per image, images per second. Scores nothing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def multiply_adds(model: nn.Module, images: Tensor) -> int:
 
 @torch.no_grad()
 def throughput(model: nn.Module, images: Tensor, seconds: float = 1.0) -> float:
-    """Examples a second in forward passes of a batch of images (batch, c, h, w), for at least so many seconds.
+    """Images per second in forward passes of a batch of images (batch, c, h, w), for at least so many seconds.
 
     Loading is not counted; the first pass warms up.
     """

@@ -1,4 +1,4 @@
-"""Examples mixed with one another, and their labels with them. Nothing else is augmented here."""
+"""Mixup and CutMix: images mixed in pairs, and their labels with them. No other augmentation is in here."""
 
 from __future__ import annotations
 

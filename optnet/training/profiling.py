@@ -1,4 +1,4 @@
-"""Where the time of a run's first steps goes: a trace for chrome://tracing or ui.perfetto.dev."""
+"""The profile of a run's first steps: a trace for chrome://tracing or ui.perfetto.dev."""
 
 from __future__ import annotations
 

@@ -16,8 +16,8 @@ from optnet.training import checkpoint, distributed, trainers
 from optnet.training.checkpoint import Checkpoint
 from optnet.training.course import Course
 from optnet.training.environment import keeping_random_state, peak_memory, random_state, set_random_state, versions
-from optnet.training.interruption import Interrupted, signals
-from optnet.training.job import Job, Stopped
+from optnet.training.interruption import Interrupted, Stopped, signals
+from optnet.training.job import Job
 from optnet.training.logbook import Logbook, Silence, new_folder, write_json, write_whole
 from optnet.training.loop import Diverged, Observer, Progress, train_epoch
 from optnet.training.monitoring.monitor import Monitor
@@ -26,7 +26,7 @@ from optnet.training.scoring import Score, evaluate
 from optnet.training.screen import Screen, screen
 
 AGREE = 8
-"""Steps between two times that several processes ask each other whether one of them was told to stop."""
+"""Steps between two all-reduces in which several processes agree whether to stop."""
 
 
 def train(job: Job, say: Callable[[str], None] = lambda line: None) -> float:
@@ -58,10 +58,10 @@ def train(job: Job, say: Callable[[str], None] = lambda line: None) -> float:
 
 
 class Run:
-    """A run of a job: the trainer, how far to go, where it stands, and its folder. Makes or opens the folder.
+    """A run of a job: the trainer, the length, the progress and the folder, which it makes or opens.
 
-    Of several processes each does the same with its share of every batch; the first one alone writes. In the midst of
-    an epoch ``progress`` has this process's own sums.
+    Several processes do the same, each with its share of every batch; only the first one writes. Within an epoch,
+    ``progress`` has the sums of this process alone.
 
     Raises:
         CheckpointError: what was saved does not fit the run.
@@ -107,7 +107,7 @@ class Run:
             self.logbook.say(f"trainer={name} takes all training images at once, as they are: {ignored}")
 
     def _go_on(self, saved: Checkpoint) -> None:
-        """Takes up where a checkpoint stands.
+        """Restores the state of a checkpoint.
 
         Raises:
             CheckpointError: it does not fit this run.
@@ -124,16 +124,16 @@ class Run:
             raise CheckpointError(f"{self.job.folder}: its last checkpoint does not fit its run ({why})") from None
 
     def _epoch(self) -> dict[str, int]:
-        """What the batches of the epoch to go on with are made by."""
+        """What determines the batches of the current epoch."""
         epoch = min(self.progress.epoch, self.course.epochs - 1)
         loader = self.course.loader(epoch)
         return {"images": loader.count, "batch_size": loader.batch_size, "steps": self.course.steps[epoch]}
 
     def _check_epoch(self, saved: dict[str, int]) -> None:
-        """Whether an epoch that was stopped in its midst goes on with the batches that it had.
+        """Checks that an epoch that was stopped midway would go on with the same batches.
 
         Raises:
-            CheckpointError: they would be others.
+            CheckpointError: they would be other batches.
         """
         for key, now in self._epoch().items() if self.progress.batch else ():
             if now != saved[key]:
@@ -208,7 +208,7 @@ class Run:
             raise Interrupted(stop)
 
     def _pool(self) -> None:
-        """Gives every process the sums of all; the images of the whole run are kept by the first one."""
+        """Sums up the processes' progress. Only the first process keeps the images of the whole run."""
         progress = self.progress
         sums = [progress.loss_sum, progress.correct, progress.count, progress.images]
         pooled = torch.tensor(sums, dtype=torch.float64)
@@ -255,7 +255,7 @@ class Run:
         self.save(checkpoint.LAST)
 
     def _score(self, loader: Loader) -> Score:
-        """The score of the trainer's model; says which images were left out since the last one."""
+        """The score of the trainer's model. Says which images were left out since the last score."""
         score = evaluate(self.trainer.model, loader, len(self.job.data.classes))
         found = distributed.all_gather_union(loader.unreadable | self.course.loader(0).unreadable)
         for line in sorted(found - self.unreadable):
@@ -264,7 +264,7 @@ class Run:
         return score
 
     def save(self, name: str, keep: str | None = checkpoint.BEFORE) -> None:
-        """Writes a checkpoint of all that going on needs; of the last one, the one before is kept as ``keep``."""
+        """Writes a checkpoint. The file that a last checkpoint replaces is kept as ``keep``."""
         if not isinstance(self.logbook, Logbook):
             return
         content = Checkpoint(
@@ -276,7 +276,7 @@ class Run:
         checkpoint.save(self.folder / "checkpoints" / name, content, keep if name == checkpoint.LAST else None)
 
     def stopped(self, why: str) -> Stopped:
-        """What to raise where the run ends; the first process says it first. A full disk has no room for its log."""
+        """The error to raise where the run ends. The first process says why, and logs it if the disk has room."""
         line = f"stopped: {why}; {self.way_on()}"
         if not distributed.is_primary():
             return Stopped(f"process {distributed.rank()} {line}", said=False)
@@ -285,7 +285,7 @@ class Run:
         return Stopped(line, said=True)
 
     def way_on(self) -> str:
-        """What to do after a stop."""
+        """How to continue after a stop."""
         last = self.folder / "checkpoints" / checkpoint.LAST
         if not last.exists():
             return "nothing was saved yet"

@@ -1,4 +1,4 @@
-"""What a run shows on a terminal while it goes: a progress bar. Elsewhere nothing."""
+"""The progress bar of a run on a terminal. Where the output is no terminal, nothing is shown."""
 
 from __future__ import annotations
 

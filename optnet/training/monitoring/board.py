@@ -1,4 +1,4 @@
-"""What TensorBoard is told once a run: the layout of its curves, the graph, the hyperparameters. Measures nothing."""
+"""What TensorBoard gets once a run: the layout of its curves, the graph, the hyperparameters. Measures nothing."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def layout(model: nn.Module) -> dict[str, dict[str, list[Any]]]:
         "gradients": {"norm by part": ["Multiline", ["gradient_norm/.*"]]},
         "conditioning": {"g'g, g'Hg": ["Multiline", ["conditioning/(gg|gHg)"]]},
     }
-    told = dict.fromkeys(entry.stage for entry in coefficients(model))
-    for kind, names in {"coefficients": told, "movement": stages}.items():
+    with_coefficients = dict.fromkeys(entry.stage for entry in coefficients(model))
+    for kind, names in {"coefficients": with_coefficients, "movement": stages}.items():
         if names:
             charts[kind] = {stage: ["Multiline", [f"{kind}/{stage}/.*"]] for stage in names}
     return charts

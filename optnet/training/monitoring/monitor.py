@@ -1,4 +1,4 @@
-"""What watches a run and writes to TensorBoard what it sees. Changes nothing: no weight, buffer or random state."""
+"""The monitor: it watches a run and writes to TensorBoard. It changes no weight, buffer or random state."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from optnet.networks.modes import mode
 from optnet.networks.unrolled import coefficient_names
 from optnet.options import choice, number, option
 from optnet.training.loop import Observer, Progress, Trainer
-from optnet.training.monitoring import board, conditioning, depth, figures
+from optnet.training.monitoring import board, conditioning, depth
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -128,8 +128,8 @@ class Monitor(Observer):
             self._histograms(trainer.model, summary["epochs"])
         if self.options.figures == "end":
             self._figures(trainer.model, summary["epochs"])
-        told = {key: value for key, value in self.settings.items() if key not in OPERATIONAL}
-        table = board.hyperparameters(told, OPEN)
+        table = {key: value for key, value in self.settings.items() if key not in OPERATIONAL}
+        table = board.hyperparameters(table, OPEN)
         results = {f"result/{key}": summary[key] for key in ("best", "final", "parameters", "train_seconds")}
         board.add_hyperparameters(self.events, table, results, summary["epochs"])
 
@@ -162,6 +162,8 @@ class Monitor(Observer):
 
     @torch.no_grad()
     def _figures(self, model: nn.Module, epoch: int) -> None:
+        from optnet.training.monitoring import figures  # matplotlib takes a while
+
         for stage, figure in figures.heat_maps(model).items():
             self.events.add_figure(f"coefficients/{stage}", figure, epoch)
         images, labels = self.shown
