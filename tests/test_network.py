@@ -18,6 +18,7 @@ from helpers import (
     layer,
     random_images,
     settle,
+    some,
     starts,
     weights_of_sums,
 )
@@ -126,7 +127,10 @@ def test_the_ancestor_starts_at_the_textbook_of_its_own_constants():
     assert all(e.value == pytest.approx(e.textbook) for e in optnet.coefficients(started))
 
 
-@pytest.mark.parametrize("name", [name for name in optnet.list_models() if name.endswith("_small")])
+REGISTERED = [name for name in optnet.list_models() if name.endswith("_small")]
+
+
+@pytest.mark.parametrize("name", some(REGISTERED, "hbnet_small", "agdnet_small", "admmnet_small"))
 def test_registered_models(name):
     model = settle(timm.create_model(name, num_classes=5))
     x = random_images(2, 3, 32)

@@ -5,7 +5,7 @@ import time
 
 import pytest
 import torch
-from helpers import FEATURES, METHODS, crossed, layer, names, required, starts
+from helpers import FEATURES, METHODS, OWN, crossed, layer, names, required, starts
 from torch import nn
 
 import optnet
@@ -194,7 +194,17 @@ def test_tied_and_untied():
     assert sum(n.startswith("T_") for n, _ in free.body.named_children()) == 3
 
 
-@pytest.mark.parametrize("method, per_channel", crossed(METHODS, [False, True]))
+SHAPES = ["gradient_descent", "heavy_ball", "nesterov_dense", "admm", "merge_and_run", "pdhg", *map(names, OWN)]
+"""Algorithms that differ in their graph: of one or several operators, starts, results, and lengths of their sums."""
+
+
+OTHERS = [method for method in METHODS if method.name not in SHAPES]
+
+
+@pytest.mark.parametrize("method, per_channel", [
+    *crossed([method for method in METHODS if method.name in SHAPES], [False, True]),
+    *(pytest.param(m, wide, marks=pytest.mark.slow, id=f"{m.name}-{wide}") for m in OTHERS for wide in (False, True)),
+])  # fmt: skip
 def test_pytorch_accepts_it(method, per_channel):
     operators = {name: layer("tanh", dtype=torch.float32) for name in required(method)}
     network = unroll(method, steps=3, operators=operators, per_channel=per_channel, channels=FEATURES)
