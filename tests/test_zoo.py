@@ -325,7 +325,7 @@ def test_a_checkpoint_does_not_need_the_published_weights(published):
         model = timm.create_model(name, **kwargs)
         described = checkpoint.describe(model, name, kwargs)
         assert "pretrained" not in str(described["kwargs"])
-        again = checkpoint.rebuild({"model": described, "state_dict": model.state_dict()})
+        again = checkpoint.build(described, model.state_dict())
         assert torch.equal(again.eval()(random_images(1, 3, 64)), model.eval()(random_images(1, 3, 64)))
 
 
