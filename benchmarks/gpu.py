@@ -156,7 +156,8 @@ def cifar(
         with tempfile.TemporaryDirectory() as folder:
             arguments = [*FAMILIES[family], *recipe, f"seed={seed}", f"device={device}", f"runs={folder}/runs"]
             command = [sys.executable, str(ROOT / "train.py"), *arguments]
-            environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+            path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+            environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
             done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder)
             if done.returncode:
                 print(f"{key} failed: {done.stderr[-500:]}", flush=True)

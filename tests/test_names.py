@@ -2,11 +2,13 @@
 
 import ast
 import copy
+import importlib
 import itertools
 import keyword
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from helpers import FEATURES, layer
 from torch import nn
@@ -343,3 +345,17 @@ def test_a_network_says_what_serves_what():
     assert stages["stages.1.unrolled"].shortcuts and not stages["stages.0.unrolled"].shortcuts
     learnable = {name for name, _ in model.named_parameters() if name in coefficient_names(model)}
     assert len(learnable) == sum(bool(row) for stage in stages.values() for row in stage.rows.values()) > 0
+
+
+def test_no_module_is_called_like_a_public_function():
+    """``import optnet.unroll as u`` must not yield a function."""
+    functions = {name for name in optnet.__all__ if callable(getattr(optnet, name)) and name.islower()}
+    assert {"trace", "unroll", "coefficients", "algorithm"} <= functions
+    assert not functions & {file.stem for file in PACKAGE.rglob("*.py")}
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("optnet.unroll")
+
+
+def test_every_model_that_timm_knows_of_ours_is_listed():
+    registered = {name for name in timm.list_models() if timm.model_entrypoint(name).__module__.startswith("optnet.")}
+    assert registered == set(optnet.list_models()) and "mlp" in registered
