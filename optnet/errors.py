@@ -49,5 +49,10 @@ def reason(error: BaseException, most: int = 300) -> str:
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     line = lines[0] if lines else type(error).__name__
-    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    line = printable(line)
     return line if len(line) <= most else f"{line[:most]}..."
+
+
+def printable(text: str) -> str:
+    """A text for a terminal: control characters, which a stranger's file may hold, are shown as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

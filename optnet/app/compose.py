@@ -27,7 +27,7 @@ from optnet.app.config import Evaluate, Train
 from optnet.app.exits import exit_statuses
 from optnet.app.guide import guide
 from optnet.data import DataOptions
-from optnet.errors import AlgorithmError, ConfigError, RequestError, reason
+from optnet.errors import AlgorithmError, ConfigError, RequestError
 from optnet.language.lookup import find_algorithm, list_algorithms
 from optnet.networks.zoo import list_models
 from optnet.options import check, example
@@ -185,18 +185,6 @@ def compose(name: str, schema: Schema, overrides: Sequence[str]) -> tuple[Any, d
             defaults.data = defaults.data or DataOptions()  # evaluate.py takes a checkpoint's own
             raise _wrong_type(error.__cause__, defaults) from None
         raise ConfigError(_one_line(error)) from None
-
-
-def read(schema: type[Train], file: Path) -> Train:
-    """A stored configuration.
-
-    Raises:
-        ConfigError: it is no YAML, or not of this schema.
-    """
-    try:
-        return _objects(schema, OmegaConf.load(file))
-    except Exception as error:  # what stands in it may be anything
-        raise ConfigError(f"{file} cannot be read: {reason(error)}") from None
 
 
 def typed(schema: Schema, config: Any) -> Any:

@@ -19,7 +19,7 @@ from optnet.app.subjects import Subject, of_checkpoint, of_name
 from optnet.errors import ConfigError
 from optnet.training import distributed
 from optnet.training.environment import find_device, versions
-from optnet.training.logbook import new_folder, write_json
+from optnet.training.folder import new_folder, write_json
 from optnet.training.measuring import multiply_adds, throughput
 from optnet.training.scoring import Score, evaluate
 

@@ -12,23 +12,19 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from optnet.app import models
-from optnet.app.compose import read, run
+from optnet.app import models, resuming
+from optnet.app.compose import run
 from optnet.app.config import Train
 from optnet.app.exits import exit_statuses
 from optnet.app.launch import launch
 from optnet.data import DataOptions, DataSet, load_as
 from optnet.errors import ConfigError
 from optnet.networks import initialisation
-from optnet.options import check
 from optnet.training import checkpoint, distributed, trainers
-from optnet.training.checkpoint import Checkpoint
 from optnet.training.environment import find_device, random_state
 from optnet.training.job import Job, RunOptions
 from optnet.training.run import train
 
-ON_RESUME = ("epochs", "device", "runs", "data.root", "progress", "distributed.processes", "resume")
-"""The keys that may change when a run is resumed."""
 DataSets = dict[str, DataSet]
 """The data sets that were loaded for the jobs of a sweep, by their options and seed."""
 
@@ -88,17 +84,17 @@ def prepare(config: Train, overrides: Sequence[str] = (), loaded: DataSets | Non
     Raises:
         RequestError: the request is wrong.
     """
-    resumed, note, folder = None, "", None
-    if config.resume is not None:
+    resumed, note, folder, loading = None, "", None, config.data
+    if config.resume is None:
+        _check_folder(config.runs, config.name)
+    else:
         folder = Path(config.resume)
-        config, resumed, note = stored(config, overrides)
-        if config.epochs < resumed.progress["epoch"]:
-            raise ConfigError(f"epochs={config.epochs} is less than the {resumed.progress['epoch']} done already")
-    _check_folder(config.runs, config.name)
+        going_on = resuming.stored(config, overrides)
+        config, loading, resumed, note = going_on.config, going_on.loading, going_on.last, going_on.note
     _check_processes(config)
     elsewhere = config.distributed.processes > 1 and not distributed.launched()
     device = torch.device("cpu") if elsewhere else distributed.device(find_device(config.device))
-    data = _data(config.data, config.seed, {} if loaded is None else loaded)
+    data = _data(loading, config.seed, {} if loaded is None else loaded)
     if len(data.train) < 2 * (processes := _processes(config)):
         raise ConfigError(f"{len(data.train)} training images are too few for {processes} processes; 2 for each")
     torch.manual_seed(config.seed)
@@ -109,11 +105,12 @@ def prepare(config: Train, overrides: Sequence[str] = (), loaded: DataSets | Non
     else:
         checkpoint.check_classes(resumed, data.classes, f"resume={config.resume}")
         model, described = checkpoint.rebuild(resumed), resumed.model
+        going_on.check_state(model, data)
     title = _title(config)
     settings: Any = OmegaConf.to_container(OmegaConf.structured(config))
     job = Job(
         title=title, options=_run_options(config), recipe=config.recipe, model=model.to(device), described=described,
-        data=data, loading=config.data, device=device, random={}, monitor=config.monitor,
+        data=data, loading=loading, device=device, random={}, monitor=config.monitor,
         place=Path(config.runs) / (config.name or f"{title}-{data.name}"), batch_norm=config.distributed.batch_norm,
         settings=settings, record=OmegaConf.to_yaml(OmegaConf.create(settings)), folder=folder, resumed=resumed,
         note=note,
@@ -191,29 +188,3 @@ def _check_folder(runs: str, name: str | None) -> None:
     existing = next(path for path in (place, *place.parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise ConfigError(f"runs={runs}: {existing} is no folder that can be written to; give another one")
-
-
-def stored(config: Train, overrides: Sequence[str]) -> tuple[Train, Checkpoint, str]:
-    """The settings of the run to resume, with the allowed overrides; its last checkpoint, and a note on it.
-
-    Raises:
-        RequestError: there is no such run, it cannot be read, or an override is not allowed.
-    """
-    file = Path(str(config.resume)) / "config.yaml"
-    if not file.is_file():
-        raise ConfigError(f"resume={config.resume} is not a run's folder: there is no {file}")
-    resumed, note = checkpoint.last(file.parent)
-    kept = read(Train, file)
-    for override in overrides:
-        key = override.split("=")[0].lstrip("+~")
-        if key not in ON_RESUME:
-            raise ConfigError(f"{override}: a resumed run keeps its config; only {', '.join(ON_RESUME)} can be given")
-        if key == "data.root":
-            kept.data.root = config.data.root
-        elif key == "distributed.processes":
-            kept.distributed.processes = config.distributed.processes
-        else:
-            setattr(kept, key, getattr(config, key))
-    kept.resume = config.resume
-    check(kept)
-    return kept, resumed, note

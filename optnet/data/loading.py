@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
+import signal
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from optnet.errors import DataError
+from optnet.errors import DataError, reason
 
 Batch = tuple[Tensor, Tensor]
 
@@ -171,6 +173,19 @@ def _collate(samples: list[Any]) -> tuple[Batch | None, list[str]]:
     return default_collate(read) if read else None, [str(s) for s in samples if isinstance(s, DataError)]
 
 
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """The processes that are started in here never get SIGINT or SIGTERM; this one gets them at the end.
+
+    Who asks a group of processes to stop wants the run to save first. For that it needs them.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class FileLoader(Loader):
     """A loader whose worker processes read and transform images ahead.
 
@@ -205,9 +220,11 @@ class FileLoader(Loader):
             samples, num_workers=self.workers, batch_sampler=[share for share in shares[start:] if share],
             pin_memory=self.device.type == "cuda", generator=_generator(self.seed, epoch), collate_fn=_collate,
         )  # fmt: skip
+        with _deaf():
+            loaded = iter(loader)
         read = False
         wrong: list[str] = []
-        for number, (batch, wrong) in enumerate(loader, start):
+        for number, (batch, wrong) in enumerate(self._received(loaded), start):
             self.unreadable.update(wrong)
             if wrong and not self.skip:
                 raise DataError(wrong[0])
@@ -222,3 +239,23 @@ class FileLoader(Loader):
                 yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
         if wrong and not read:
             raise DataError(f"{wrong[0]}, and no other one of these images either")
+
+    def _received(self, loaded: Iterator[Any]) -> Iterator[Any]:
+        """What the worker processes send.
+
+        Raises:
+            DataError: one of them is gone.
+        """
+        while True:
+            try:
+                one = next(loaded)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                if "worker" not in str(error):
+                    raise
+                raise DataError(
+                    f"a process that reads images is gone ({reason(error)}); it may have had too little memory: try "
+                    f"fewer than data.workers={self.workers}"
+                ) from None
+            yield one

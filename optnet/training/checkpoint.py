@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 import warnings
+import zipfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import timm
 import torch
@@ -20,10 +21,33 @@ from torch import nn
 from optnet.errors import CheckpointError, ConfigError, reason
 from optnet.networks.network import Network
 from optnet.networks.zoo import MODELS
+from optnet.options import number, option
+from optnet.training.folder import replacing, settle
+from optnet.training.logbook import Record
+from optnet.training.loop import Progress
+from optnet.training.schema import conform, form
+from optnet.training.shares import Share
 
-FORMAT = 3
+FORMAT = 4
 """The version of the file format. It rises when older files can no longer be read."""
 LAST, BEFORE, BEST = "last.pt", "previous.pt", "best.pt"
+
+
+@dataclass
+class Described:
+    """A model, as ``describe`` describes it."""
+
+    name: str = option()
+    kwargs: dict[str, Any] = option()
+
+
+@dataclass
+class Batches:
+    """What determines the batches of an epoch."""
+
+    images: int = number(1, 1)
+    batch_size: int = number(1, 1)
+    steps: int = number(1, 1)
 
 
 @dataclass
@@ -31,25 +55,31 @@ class Checkpoint:
     """All that resuming a run and rebuilding its model need. A file has exactly these entries, and ``format``.
 
     Attributes:
+        run: the identity of the run: the same in its config.yaml and in all its checkpoints, and in no other run's.
         model: how to build it: ``name`` and ``kwargs`` for timm; see ``describe``.
         state_dict: the weights and buffers of the model that is scored.
         trainer: the trainer's own state.
         progress: where the run stands; see ``loop.Progress``.
+        shares: what each process has for itself, by its number, if there are several.
         epoch: what determines the batches of the current epoch.
         rng: the states of torch's generators, by the kind of device.
-        records: how far each of the run's records goes, in bytes.
+        records: of each epoch so far; see ``logbook.Record``.
+        events: the size of each of TensorBoard's files, in bytes.
         config: the run's settings.
         classes: the names of the data's classes, in order.
         versions: of what the file was written with.
     """
 
-    model: dict[str, Any]
-    state_dict: dict[str, Any]
+    run: str
+    model: Annotated[dict[str, Any], Described]
+    state_dict: dict[str, torch.Tensor]
     trainer: dict[str, Any]
-    progress: dict[str, Any]
-    epoch: dict[str, int]
+    progress: Annotated[dict[str, Any], Progress]
+    shares: Annotated[list[dict[str, Any]], list[Share]]
+    epoch: Annotated[dict[str, int], Batches]
     rng: dict[str, torch.Tensor]
-    records: dict[str, int]
+    records: Annotated[list[dict[str, Any]], list[Record]]
+    events: dict[str, int]
     config: dict[str, Any]
     classes: list[str]
     versions: dict[str, str]
@@ -68,21 +98,19 @@ def save(path: Path, content: Checkpoint, keep: str | None = None) -> None:
         OSError: it cannot be written; the old file is unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
     try:
-        with open(partial, "wb") as file:
-            torch.save({"format": FORMAT, **{name: getattr(content, name) for name in ENTRIES}}, file)
-            file.flush()
-            os.fsync(file.fileno())
+        with replacing(path) as partial:
+            with open(partial, "xb") as file:
+                torch.save({"format": FORMAT, **{name: getattr(content, name) for name in ENTRIES}}, file)
+                file.flush()
+                os.fsync(file.fileno())
+            if keep is not None and path.exists():
+                os.replace(path, path.with_name(keep))
     except (OSError, RuntimeError) as error:
-        partial.unlink(missing_ok=True)
         if not isinstance(error, OSError) and not isinstance(error.__context__, OSError):
             raise  # torch's zip writer hides the disk's error behind its own; this is another one
         raise OSError(f"{path} cannot be written: {reason(error)}") from None
-    if keep is not None and path.exists():
-        os.replace(path, path.with_name(keep))
-    os.replace(partial, path)
-    _settle(path.parent)
+    settle(path.parent)
 
 
 def take_back(folder: Path) -> None:
@@ -90,16 +118,11 @@ def take_back(folder: Path) -> None:
     before = folder / "checkpoints" / BEFORE
     if before.exists():
         os.replace(before, before.with_name(LAST))
-        _settle(before.parent)
+        settle(before.parent)
 
 
-def _settle(folder: Path) -> None:
-    """Flushes a folder's file names to the disk."""
-    number = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
+class Damaged(CheckpointError):
+    """A checkpoint is missing, or its file is not as it was written."""
 
 
 def last(folder: Path) -> tuple[Checkpoint, str]:
@@ -107,23 +130,36 @@ def last(folder: Path) -> tuple[Checkpoint, str]:
 
     Raises:
         CheckpointError: no checkpoint can be read: neither the last one, nor a complete one that was to replace it, nor
-            the one before.
+            the one before. Or the last one can be read, and an entry is not what it must be.
     """
     place = folder / "checkpoints"
     try:
         return load(place / LAST), ""
-    except CheckpointError as error:
+    except Damaged as error:
         for name, which in ((f"{LAST}.partial", "the one that was to follow it"), (BEFORE, "the one before it")):
             with suppress(CheckpointError):
                 return load(place / name), f"{error}; going on from {which}, {place / name}"
         raise
 
 
+def check_run(content: Checkpoint, run: str, path: Path) -> None:
+    """Checks that a checkpoint is one of a run.
+
+    Raises:
+        CheckpointError: it is another run's.
+    """
+    if content.run != run:
+        raise CheckpointError(
+            f"{path} is of another run ({content.run[:40]}) than its folder ({run[:40]}); put back its own"
+        )
+
+
 def load(path: str | Path) -> Checkpoint:
     """Reads a run's checkpoint onto the CPU.
 
     Raises:
-        CheckpointError: it is missing, truncated, would need unpickling, is not one of ours, or of an earlier version.
+        CheckpointError: it is missing, truncated, changed, would need unpickling, is not one of ours, of an earlier
+            version, or an entry is not what it must be.
     """
     content = read(path)
     if not is_ours(content):
@@ -140,7 +176,7 @@ def parse(content: dict[str, Any], path: str | Path) -> Checkpoint:
     """What is in a file of ours, as a checkpoint.
 
     Raises:
-        CheckpointError: an entry is missing, or the file is of another version.
+        CheckpointError: an entry is missing or not what it must be, or the file is of another version.
     """
     version = content["format"]
     if version != FORMAT:
@@ -149,29 +185,45 @@ def parse(content: dict[str, Any], path: str | Path) -> Checkpoint:
             f"{path} was written by {which} version of optnet (format {version}, this one reads {FORMAT}); {advice}, "
             f"or use that version"
         )
-    if missing := [name for name in ENTRIES if name not in content]:
-        raise CheckpointError(f"{path} is not a checkpoint of optnet (format {FORMAT}): it has no {missing[0]}")
-    return Checkpoint(**{name: content[name] for name in ENTRIES})
+    entries = {name: entry for name, entry in content.items() if name != "format"}
+    try:
+        conform(entries, Checkpoint, "")
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} is not a checkpoint of optnet (format {FORMAT}): {error}") from None
+    return Checkpoint(**entries)
 
 
 def read(path: str | Path) -> Any:
     """The content of a file of weights (.safetensors, or torch's), on the CPU, whoever wrote it.
 
+    Torch writes a checksum (CRC-32) for each tensor and for the rest, but does not compare it when it loads them.
+
     Raises:
-        CheckpointError: it is missing, truncated, or would need unpickling.
+        Damaged: it is missing, truncated, changed since it was written, or would need unpickling.
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"there is no checkpoint {path}; a run keeps its own in RUN_FOLDER/checkpoints/best.pt")
+        raise Damaged(f"there is no checkpoint {path}; a run keeps its own in RUN_FOLDER/checkpoints/best.pt")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         # timm's own checkpoints hold their command line as a Namespace: attributes alone, nothing that runs
         with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
             warnings.simplefilter("ignore")  # torch wonders about foreign pickles before it refuses them
-            return torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        if is_ours(content):
+            _compare_checksums(path)
+        return content
+    except CheckpointError:
+        raise
     except Exception as error:  # foreign bytes make the unpickler stumble in any way
-        raise CheckpointError(f"{path} is truncated or not a checkpoint ({reason(error, 120)})") from None
+        raise Damaged(f"{path} is truncated or not a checkpoint ({reason(error, 120)})") from None
+
+
+def _compare_checksums(path: Path) -> None:
+    with zipfile.ZipFile(path) as archive:
+        if (damaged := archive.testzip()) is not None:
+            raise Damaged(f"{path} was changed since it was written: the checksum of {damaged} differs")
 
 
 def check_classes(content: Checkpoint, classes: Sequence[str], where: str) -> None:
@@ -183,9 +235,9 @@ def check_classes(content: Checkpoint, classes: Sequence[str], where: str) -> No
     trained, given = content.classes, list(classes)
     if len(trained) != len(given):
         raise ConfigError(f"{where} has {len(trained)} classes, but the data has {len(given)}")
-    for number, (one, other) in enumerate(zip(trained, given, strict=True)):
+    for index, (one, other) in enumerate(zip(trained, given, strict=True)):
         if one != other:
-            raise ConfigError(f"{where} has other classes than the data: class {number} is {one}, not {other}")
+            raise ConfigError(f"{where} has other classes than the data: class {index} is {one}, not {other}")
 
 
 def put(model: nn.Module, path: str | Path) -> None:
@@ -233,6 +285,11 @@ def build(described: Mapping[str, Any], state_dict: Mapping[str, Any]) -> nn.Mod
         if name.partition(".")[0] in MODELS:
             kwargs["algorithm"] = None  # its programs, and they alone, say what it computes
         model: nn.Module = timm.create_model(name, **kwargs)
+        for key, own in model.state_dict().items():
+            if key in state_dict and form(state_dict[key]) != form(own):
+                raise CheckpointError(
+                    f"the checkpoint's weights do not fit its model: {key} is {form(state_dict[key])}, not {form(own)}"
+                )
         model.load_state_dict(state_dict)
     except CheckpointError:
         raise

@@ -123,13 +123,18 @@ def all_reduce_max(value: int) -> int:
     return int(box)
 
 
+def all_gather(value: Result) -> list[Result]:
+    """The values of all processes, by their numbers."""
+    if size() == 1:
+        return [value]
+    gathered: list[Any] = [None] * size()
+    dist.all_gather_object(gathered, value)
+    return gathered
+
+
 def all_gather_union(values: set[str]) -> set[str]:
     """The union of the values of all processes."""
-    if size() == 1:
-        return values
-    gathered: list[Any] = [None] * size()
-    dist.all_gather_object(gathered, values)
-    return set().union(*gathered)
+    return set().union(*all_gather(values))
 
 
 def together(work: Callable[[], Result]) -> Result:
@@ -145,11 +150,8 @@ def together(work: Callable[[], Result]) -> Result:
         if size() == 1:
             raise
         error = str(failure)
-    if size() > 1:
-        errors: list[str] = [""] * size()
-        dist.all_gather_object(errors, error)
-        if first := next(filter(None, errors), ""):
-            raise RequestError(first)
+    if first := next(filter(None, all_gather(error)), ""):
+        raise RequestError(first)
     return cast(Result, result)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -28,19 +29,28 @@ class Stopped(Exception):
         self.said = said
 
 
+AGAIN = 2.0
+"""Seconds after a signal in which another one is the same request: a group of processes gets a signal, and torchrun,
+which got it too, passes it on."""
+
+
 @contextmanager
 def signals() -> Iterator[list[int]]:
     """Collects SIGINT and SIGTERM.
 
     Raises:
-        Interrupted: at a second signal, at once.
+        Interrupted: at a signal ``AGAIN`` seconds or more after the first one, at once.
     """
     caught: list[int] = []
+    since = 0.0
 
     def note(number: int, frame: Any) -> None:
-        if caught:
+        nonlocal since
+        if not caught:
+            caught.append(number)
+            since = time.monotonic()
+        elif time.monotonic() - since >= AGAIN:
             raise Interrupted(number)
-        caught.append(number)
 
     old = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -12,7 +13,9 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from optnet.data import Loader
+from optnet.options import number
 
+LARGEST = sys.float_info.max
 REFRESH = 0.2
 """Seconds between two updates of the progress bar. Between them the loss stays on the device."""
 
@@ -70,18 +73,18 @@ class Progress:
     seconds.
     """
 
-    epoch: int = 0
-    batch: int = 0
-    updates: int = 0
-    loss_sum: float = 0.0
-    correct: int = 0
-    count: int = 0
-    epoch_seconds: float = 0.0
-    best: float = -1.0
-    best_loss: float = math.inf
-    best_epoch: int = 0
-    seconds: float = 0.0
-    images: int = 0
+    epoch: int = number(0, 0)
+    batch: int = number(0, 0)
+    updates: int = number(0, 0)
+    loss_sum: float = number(0.0, -LARGEST, LARGEST)
+    correct: int = number(0, 0)
+    count: int = number(0, 0)
+    epoch_seconds: float = number(0.0, 0, LARGEST)
+    best: float = number(-1.0, -1, 100)
+    best_loss: float = number(math.inf)
+    best_epoch: int = number(0, 0)
+    seconds: float = number(0.0, 0, LARGEST)
+    images: int = number(0, 0)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from pathlib import Path
 
 import torch
 from timm.layers import convert_sync_batchnorm
@@ -12,15 +11,17 @@ from timm.layers import convert_sync_batchnorm
 from optnet.data import Loader
 from optnet.data.loading import seed_of
 from optnet.errors import CheckpointError, RequestError, reason
-from optnet.training import checkpoint, distributed, trainers
+from optnet.training import checkpoint, distributed, opening, shares, trainers
 from optnet.training.checkpoint import Checkpoint
 from optnet.training.course import Course
 from optnet.training.environment import keeping_random_state, peak_memory, random_state, set_random_state, versions
+from optnet.training.folder import write_json, write_whole
 from optnet.training.interruption import Interrupted, Stopped, signals
 from optnet.training.job import Job
-from optnet.training.logbook import Logbook, Silence, new_folder, write_json, write_whole
+from optnet.training.logbook import Logbook, Silence
 from optnet.training.loop import Diverged, Observer, Progress, train_epoch
 from optnet.training.monitoring.monitor import Monitor
+from optnet.training.opening import Opened
 from optnet.training.profiling import Profiling
 from optnet.training.scoring import Score, evaluate
 from optnet.training.screen import Screen, screen
@@ -36,6 +37,7 @@ def train(job: Job, say: Callable[[str], None] = lambda line: None) -> float:
         say: shows a line on the screen.
 
     Raises:
+        RequestError: the run's folder cannot be written, another process uses it, or what was saved does not fit.
         Stopped: the loss is not finite, an image cannot be read, the disk is full, or another process ended.
         Interrupted: a signal came; where the run stands is saved.
     """
@@ -63,8 +65,13 @@ class Run:
     Several processes do the same, each with its share of every batch; only the first one writes. Within an epoch,
     ``progress`` has the sums of this process alone.
 
+    Attributes:
+        identity: what no other run has in its configuration and checkpoints.
+        own: this process's sums of the epoch: loss, right answers, images.
+
     Raises:
-        CheckpointError: what was saved does not fit the run.
+        CheckpointError: what was saved does not fit the run. ConfigError: its folder cannot be written, or another
+            process uses it. Nothing in the folder has changed then.
     """
 
     def __init__(self, job: Job, say: Callable[[str], None]) -> None:
@@ -83,28 +90,27 @@ class Run:
         self.progress = Progress()
         if self.resumed is not None:
             self._go_on(self.resumed)
-        made = job.folder
-        if made is None and primary:
-            made = new_folder(job.place)
-        self.folder = Path(str(distributed.broadcast_object(str(made))))
         self.logbook: Logbook | Silence = Silence()
         self.observers: list[Observer] = []
-        if primary:
-            self.logbook = Logbook(self.folder, say, self.resumed.records if self.resumed else None)
-        else:
-            torch.manual_seed(seed_of(self.options.seed, distributed.rank(), self.progress.updates))
-            self.progress.loss_sum = self.progress.correct = self.progress.count = self.progress.images = 0
+        self.opened = distributed.together(lambda: self._open(say) if primary else None)
+        if self.opened is not None:
+            self.logbook = self.opened.logbook
+        known = self.opened and (self.opened.folder, self.opened.run)
+        self.folder, self.identity = distributed.broadcast_object(known)
+        if not primary:
+            self._draw()
+        self.own = (self.progress.loss_sum, self.progress.correct, self.progress.count)
         self.parameters = sum(p.numel() for p in self.model.parameters())
         self.unreadable: set[str] = set()
-        if job.note:
-            self.logbook.say(job.note)
-        described = f"{job.title}, {self.parameters:,} parameters, on {job.device}"
-        together = f" in {distributed.size()} processes" if distributed.size() > 1 else ""
-        self.logbook.say(f"{job.data}; {described}{together}; in {self.folder}")
-        if full_batch:
-            ignored = "batch_size, lr, optim, schedule and data.augment do not count"
-            name = job.recipe.options.name
-            self.logbook.say(f"trainer={name} takes all training images at once, as they are: {ignored}")
+
+    def _open(self, say: Callable[[str], None]) -> Opened:
+        if self.job.folder is None or self.resumed is None:
+            return opening.make(self.job.place, say)
+        return opening.go_on(self.job.folder, self.resumed, say)
+
+    def _draw(self) -> None:
+        """Random numbers of the processes other than the first: of each step its own, so that none has to be saved."""
+        torch.manual_seed(seed_of(self.options.seed, distributed.rank(), self.progress.updates))
 
     def _go_on(self, saved: Checkpoint) -> None:
         """Restores the state of a checkpoint.
@@ -116,6 +122,9 @@ class Run:
             self.progress = Progress(**saved.progress)
             self._check_epoch(saved.epoch)
             self.trainer.load_state_dict(saved.trainer)
+            if getattr(self.trainer, "updates", self.progress.updates) != self.progress.updates:
+                raise ValueError(f"its trainer has not done the run's {self.progress.updates} steps")
+            shares.restore(saved.shares, self.progress, self.trainer)
             set_random_state(self.job.device, saved.rng)
         except CheckpointError:
             raise
@@ -141,6 +150,8 @@ class Run:
                     f"{self.job.folder} was stopped in the midst of an epoch with {key}={saved[key]}, which would "
                     f"go on with {now}; end that epoch with the epochs and data it had"
                 )
+        if self.progress.batch > saved["steps"]:
+            raise ValueError(f"{self.progress.batch} batches of an epoch of {saved['steps']} steps are done")
 
     def _course(self, batch_size: int, training: bool) -> Course:
         options = self.options
@@ -163,6 +174,19 @@ class Run:
             if self.options.profile:
                 self.observers.append(Profiling(self.folder, self.options.profile))
 
+    def _announce(self) -> None:
+        """Says what is trained, on what, where."""
+        job = self.job
+        if job.note:
+            self.logbook.say(job.note)
+        described = f"{job.title}, {self.parameters:,} parameters, on {job.device}"
+        together = f" in {distributed.size()} processes" if distributed.size() > 1 else ""
+        self.logbook.say(f"{job.data}; {described}{together}; in {self.folder}")
+        if self.trainer.full_batch:
+            ignored = "batch_size, lr, optim, schedule and data.augment do not count"
+            name = job.recipe.options.name
+            self.logbook.say(f"trainer={name} takes all training images at once, as they are: {ignored}")
+
     def epochs(self, caught: list[int], shown: Screen) -> None:
         """Trains to the end, or to a signal in ``caught``.
 
@@ -172,14 +196,17 @@ class Run:
 
         def after_batch(progress: Progress) -> bool:
             shown.advance(progress.updates)
+            if not distributed.is_primary():
+                self._draw()
             if distributed.size() == 1:
                 return bool(caught)
             return progress.updates % AGREE == 0 and bool(distributed.all_reduce_max(max(caught, default=0)))
 
+        self._announce()
         if self.resumed is None or self.job.note:
             self.save(checkpoint.LAST, keep=None)  # there is none yet, or it is damaged
         if distributed.is_primary():  # from now on the run can go on whenever it is killed
-            write_whole(self.folder / "config.yaml", self.job.record)
+            write_whole(self.folder / "config.yaml", f"run: {self.identity}\n{self.job.record}")
         with keeping_random_state(self.job.device):
             self._watch()
             for observer in self.observers:
@@ -210,6 +237,7 @@ class Run:
     def _pool(self) -> None:
         """Sums up the processes' progress. Only the first process keeps the images of the whole run."""
         progress = self.progress
+        self.own = (progress.loss_sum, progress.correct, progress.count)
         sums = [progress.loss_sum, progress.correct, progress.count, progress.images]
         pooled = torch.tensor(sums, dtype=torch.float64)
         distributed.all_reduce_sum(pooled)
@@ -229,6 +257,7 @@ class Run:
         progress.epoch += 1
         progress.batch = progress.count = progress.correct = 0
         progress.loss_sum = progress.epoch_seconds = 0.0
+        self.own = (0.0, 0, 0)
         for observer in self.observers:
             observer.on_epoch(progress, self.trainer)
         distributed.share_buffers(self.trainer.model, self.job.batch_norm)
@@ -264,14 +293,17 @@ class Run:
         return score
 
     def save(self, name: str, keep: str | None = checkpoint.BEFORE) -> None:
-        """Writes a checkpoint. The file that a last checkpoint replaces is kept as ``keep``."""
+        """Writes a checkpoint, in the first of all processes. What a last checkpoint replaces is kept as ``keep``."""
+        gathered, progress = shares.gather(self.own, self.trainer), self.progress.to_dict()
         if not isinstance(self.logbook, Logbook):
             return
+        for key in ("loss_sum", "correct", "count") if gathered else ():
+            progress[key] = sum(share[key] for share in gathered)
         content = Checkpoint(
-            model=self.job.described, state_dict=self.trainer.model.state_dict(), trainer=self.trainer.state_dict(),
-            progress=self.progress.to_dict(), epoch=self._epoch(), rng=random_state(self.job.device),
-            records=self.logbook.marks(), config=self.job.settings, classes=list(self.job.data.classes),
-            versions=versions(),
+            run=self.identity, model=self.job.described, state_dict=self.trainer.model.state_dict(),
+            trainer=self.trainer.state_dict(), progress=progress, shares=gathered, epoch=self._epoch(),
+            rng=random_state(self.job.device), records=self.logbook.history(), events=self.logbook.marks(),
+            config=self.job.settings, classes=list(self.job.data.classes), versions=versions(),
         )  # fmt: skip
         checkpoint.save(self.folder / "checkpoints" / name, content, keep if name == checkpoint.LAST else None)
 
@@ -300,31 +332,36 @@ class Run:
         job, progress = self.job, self.progress
         if distributed.is_primary():
             best = checkpoint.load(self.folder / "checkpoints" / checkpoint.BEST)
+            checkpoint.check_run(best, self.identity, self.folder / "checkpoints" / checkpoint.BEST)
             self.trainer.model.load_state_dict(best.state_dict)
         distributed.broadcast_model(self.trainer.model)
         score = self._score(job.loader("test", 4 * self.options.batch_size))
         self._heed(caught)
         summary = {
-            "model": job.title, "parameters": self.parameters, "dataset": job.data.name, "metric": "top1",
-            "best": progress.best, "best_epoch": progress.best_epoch, "final": score.top1, "correct": score.correct,
-            "count": score.count, "unreadable": len(self.unreadable), "epochs": progress.epoch,
-            "steps": progress.updates, "train_seconds": progress.seconds,
+            "run": self.identity, "model": job.title, "parameters": self.parameters, "dataset": job.data.name,
+            "metric": "top1", "best": progress.best, "best_epoch": progress.best_epoch, "final": score.top1,
+            "correct": score.correct, "count": score.count, "unreadable": len(self.unreadable),
+            "epochs": progress.epoch, "steps": progress.updates, "train_seconds": progress.seconds,
             "images_per_second": progress.images / max(progress.seconds, 1e-9),
             "peak_memory_bytes": peak_memory(job.device), "seed": self.options.seed, "versions": versions(),
             "device": str(job.device), "processes": distributed.size(),
         }  # fmt: skip
         if distributed.is_primary():
             write_json(self.folder / "summary.json", summary)
-        for observer in self.observers:
-            observer.on_end(summary, self.trainer)
         self.logbook.say(
             f"test top-1 {score.top1:.2f} % ({score.correct} of {score.count}) with the checkpoint of epoch "
             f"{progress.best_epoch}, {progress.seconds:.0f} s of training; {self.folder}"
         )
+        for observer in self.observers:
+            try:
+                observer.on_end(summary, self.trainer)
+            except Exception as error:  # matplotlib and TensorBoard raise what they like; the result is on the disk
+                self.logbook.say(f"a figure could not be drawn: {reason(error)}")
         return score.top1
 
     def close(self) -> None:
         with ExitStack() as stack:
-            stack.callback(self.logbook.close)
+            if self.opened is not None:
+                stack.callback(self.opened.close)
             for observer in self.observers:
                 stack.callback(observer.close)

@@ -11,14 +11,16 @@ import torch
 from torch import nn
 
 from optnet import lifted
-from optnet.errors import ConfigError, ModelError, RequestError, reason
+from optnet.errors import CheckpointError, ConfigError, ModelError, RequestError, reason
 from optnet.training.averaging import Recalibration, average
 from optnet.training.backprop import Backpropagation, BackpropOptions
 from optnet.training.course import Course
+from optnet.training.environment import keeping_random_state
 from optnet.training.loop import Observer, Trainer
 from optnet.training.mixing import Mixing
 from optnet.training.optimizers import OptimOptions, optimizer
 from optnet.training.schedules import ScheduleOptions, schedule
+from optnet.training.schema import alike
 
 
 @dataclass(frozen=True)
@@ -113,20 +115,45 @@ def try_step(recipe: Recipe, model: nn.Module, shape: tuple[int, int, int]) -> N
         ConfigError: the trainer or its optimizer cannot be used so. ModelError: the model cannot take such images.
     """
     copied = copy.deepcopy(model).train()
-    rng = torch.get_rng_state()
-    images = torch.zeros(2, *shape)
-    try:
-        copied(images)
-    except Exception as error:
-        size = "x".join(map(str, shape))
-        raise ModelError(f"the model cannot be trained on images of {size}: {reason(error)}") from None
-    trainer = build(recipe, copied, 10)
-    try:
-        with torch.compiler.set_stance("force_eager"):
-            trainer.step(images, torch.zeros(2, dtype=torch.long))
-    except RequestError:
-        raise
-    except Exception as error:
-        given = f"trainer={recipe.options.name} with optim.name={recipe.optim.name}"
-        raise ConfigError(f"{given} cannot be used: {reason(error)}") from None
-    torch.set_rng_state(rng)
+    with keeping_random_state(torch.device("cpu")):
+        try:
+            copied(torch.zeros(2, *shape))
+        except Exception as error:
+            size = "x".join(map(str, shape))
+            raise ModelError(f"the model cannot be trained on images of {size}: {reason(error)}") from None
+        trainer = build(recipe, copied, 10)
+        try:
+            _step(trainer, 2, shape)
+        except RequestError:
+            raise
+        except Exception as error:
+            given = f"trainer={recipe.options.name} with optim.name={recipe.optim.name}"
+            raise ConfigError(f"{given} cannot be used: {reason(error)}") from None
+
+
+def try_state(recipe: Recipe, model: nn.Module, shape: tuple[int, int, int], state: Any, images: int) -> None:
+    """Trains a copy on blank images, then once more from a stored state of its trainer.
+
+    Args:
+        images: in the training split.
+
+    Raises:
+        CheckpointError: the state is not one of such a trainer.
+    """
+    with keeping_random_state(torch.device("cpu")):
+        trainer = build(recipe, copy.deepcopy(model).train(), 10)
+        count = images if trainer.full_batch else 2
+        _step(trainer, count, shape)
+        alike(state, trainer.state_dict(), "trainer")
+        try:
+            trainer.load_state_dict(copy.deepcopy(state))
+            _step(trainer, count, shape)
+        except RequestError as error:
+            raise CheckpointError(str(error)) from None
+        except Exception as error:
+            raise CheckpointError(f"its trainer's state cannot be used ({reason(error)})") from None
+
+
+def _step(trainer: Trainer, images: int, shape: tuple[int, int, int]) -> None:
+    with torch.compiler.set_stance("force_eager"):
+        trainer.step(torch.zeros(images, *shape), torch.zeros(images, dtype=torch.long))
