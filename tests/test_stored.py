@@ -3,14 +3,18 @@
 import copy
 import json
 import math
+import os
 import random
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from helpers import config, go, only_run, prepare, train
+from helpers import ROOT, config, go, metrics, only_run, prepare, train
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from optnet import CheckpointError
 from optnet.app import evaluate as assess
@@ -274,3 +278,118 @@ def test_epochs_that_were_given_and_not_yet_saved_are_no_edit(folder):
     file = folder / "config.yaml"
     file.write_text(file.read_text().replace("epochs: 2", "epochs: 4"))
     assert resume(folder).options.epochs == 4
+
+
+# records
+
+
+def points(folder):
+    """(step, value) of every scalar in TensorBoard."""
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+    return {tag: [(point.step, point.value) for point in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+LINES = {
+    "torn": lambda content: content[:-20],
+    "without its newline": lambda content: content[:-1],
+    "torn in its midst": lambda content: content[:30] + content[50:],
+    "empty": lambda content: b"",
+    "foreign": lambda content: b"\xff\x00 no JSON",
+    "a line too many": lambda content: content + content.splitlines()[-1],
+}
+
+
+@pytest.mark.parametrize("damage", [*LINES, "missing", "a folder"])
+def test_metrics_are_written_again(folder, damage):
+    file = folder / "metrics.jsonl"
+    content = file.read_bytes()
+    if damage in LINES:
+        file.write_bytes(LINES[damage](content))
+    else:
+        file.unlink()
+    if damage == "a folder":
+        file.mkdir()
+        refused(folder, "metrics.jsonl")
+        return
+    go(resume(folder, epochs=3))
+    assert file.read_bytes().startswith(content)
+    assert [line["epoch"] for line in metrics(folder)] == [1, 2, 3]
+
+
+EVENTS = {
+    "torn": lambda content: content[:-10],
+    "half": lambda content: content[: len(content) // 2],
+    "changed": lambda content: content[:400] + b"\x00\xff" + content[402:],
+    "empty": lambda content: b"",
+    "foreign": lambda content: b"nonsense" * 100,
+}
+"""What becomes of an event file's content at the last checkpoint."""
+
+
+@pytest.mark.parametrize("damage", [*EVENTS, "missing"])
+def test_points_are_written_again(folder, damage, capsys):
+    before = points(folder)
+    files = sorted(folder.glob("events*"), key=lambda file: -file.stat().st_size)
+    if damage == "missing":
+        for file in files:
+            file.unlink()
+    else:
+        size = checkpoint.load(folder / "checkpoints" / "last.pt").events[files[0].name]
+        files[0].write_bytes(EVENTS[damage](files[0].read_bytes()[:size]))
+    go(resume(folder, epochs=3))
+    after = points(folder)
+    for tag in ("train/loss", "train/top1", "validation/loss", "validation/top5", "optim/lr", "time/train_seconds"):
+        assert sorted(after[tag])[:2] == sorted(before[tag]) and [step for step, _ in sorted(after[tag])] == [1, 2, 3]
+    for tag, path in after.items():
+        assert len({step for step, _ in path}) == len(path), f"{tag} has a step twice"
+    assert "written again from the records" in capsys.readouterr().out
+
+
+# the lock
+
+
+def holding(folder, *arguments):
+    """A process that trains in this folder, and is at it."""
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), f"resume={folder}", *arguments], text=True, cwd=folder.parent,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    assert "epoch" in next((line for line in process.stdout if line.startswith("epoch")), "")
+    return process
+
+
+def test_one_process_at_a_time_has_a_folder(folder):
+    first = holding(folder, "epochs=100000")
+    try:
+        command = [sys.executable, str(ROOT / "train.py"), f"resume={folder}", "epochs=100000"]
+        second = subprocess.run(command, capture_output=True, text=True, cwd=folder.parent)
+        assert second.returncode == 2 and not second.stdout
+        assert second.stderr.count("\n") == 1 and f"is in use by process {first.pid} on " in second.stderr
+    finally:
+        first.kill()
+        first.communicate()
+    done = checkpoint.load(folder / "checkpoints" / "last.pt").progress["epoch"]
+    go(resume(folder, epochs=done + 1))
+    assert [line["epoch"] for line in metrics(folder)] == list(range(1, done + 2))
+    assert not (folder / "lock").exists()
+
+
+def test_who_read_the_run_before_another_went_on_is_refused(folder):
+    job = resume(folder, epochs=4)
+    go(resume(folder, epochs=3))
+    before = content_of(folder)
+    with pytest.raises(CheckpointError, match="another process went on"):
+        go(job)
+    assert content_of(folder) == before
+
+
+@pytest.mark.parametrize("what", ["link", "hard link", "pipe", "empty", "foreign"])
+def test_a_lock_that_is_left_or_foreign_is_no_lock(folder, tmp_path, what):
+    other = tmp_path / "other"
+    other.write_text("mine")
+    lock = folder / "lock"
+    made = {"link": lambda: lock.symlink_to(other), "hard link": lambda: os.link(other, lock)}
+    made |= {"pipe": lambda: os.mkfifo(lock), "empty": lock.touch, "foreign": lambda: lock.write_text("process 1 on x")}
+    made[what]()
+    go(resume(folder, epochs=3))
+    assert other.read_text() == "mine" and not lock.exists()
