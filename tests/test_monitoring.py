@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from torch import nn
 from torch.func import functional_call
+from torch.utils.tensorboard import SummaryWriter
 
 import optnet
 from optnet.app.config import Model, Train
@@ -183,7 +184,7 @@ def test_images_are_loaded_for_a_view_alone(tmp_path, views, loaded):
     made = config(tmp_path, monitor=Options(**views))
     parts = prepare(made)
     trainer = trainers.build(made.recipe, parts.model, 10)
-    with torch.utils.tensorboard.SummaryWriter(str(tmp_path)) as writer:
+    with SummaryWriter(str(tmp_path)) as writer:
         monitor = Monitor(made.monitor, writer, parts.data, parts.device, lambda: 0)
         monitor.on_start(loop.Progress(), trainer)
         monitor.on_step(loop.Progress(updates=1), trainer)
@@ -210,7 +211,7 @@ def test_the_graph_of_what_cannot_be_traced(tmp_path):
         def forward(self, x):
             raise ValueError("no\nway")
 
-    with torch.utils.tensorboard.SummaryWriter(str(tmp_path)) as events:
+    with SummaryWriter(str(tmp_path)) as events:
         assert board.add_graph(events, Refuses(), torch.zeros(1)) == "ValueError: no"
 
 
@@ -325,7 +326,7 @@ def test_the_defaults_cost_less_than_three_per_cent_of_a_step(tmp_path):
     parts = prepare(config)
     trainer = trainers.build(config.recipe, parts.model, 1000)
     images, labels = next(parts.data.loader("train", config.batch_size, device=parts.device).batches())
-    with torch.utils.tensorboard.SummaryWriter(str(tmp_path)) as writer:
+    with SummaryWriter(str(tmp_path)) as writer:
         monitor = Monitor(config.monitor, writer, parts.data, parts.device, lambda: 0)
         every, conditioning = config.monitor.every, config.monitor.conditioning
         between = {

@@ -16,10 +16,11 @@ from rich.table import Table
 from optnet.app.compose import run
 from optnet.app.config import Evaluate
 from optnet.app.subjects import Subject, of_checkpoint, of_name
-from optnet.errors import ConfigError
+from optnet.errors import ConfigError, printable, reason
 from optnet.training import distributed
 from optnet.training.environment import find_device, versions
-from optnet.training.folder import new_folder, write_json
+from optnet.training.folder import new_folder, replacing, write_json
+from optnet.training.interruption import Stopped
 from optnet.training.measuring import multiply_adds, throughput
 from optnet.training.scoring import Score, evaluate
 
@@ -91,20 +92,37 @@ def score(request: Request) -> float:
     """Scores each model, prints a table, adds the entries to evaluation.json. Returns the last top-1 accuracy, in %."""
     scores = [_score(subject, request) for subject in request.subjects]
     if distributed.is_primary():
-        from optnet.training.monitoring.figures import confusion_matrix  # matplotlib takes a while
-
         file = _output(request)
         earlier, entries = _earlier(file), []
-        found = zip(request.subjects, scores, strict=True)
-        for number, (subject, (scored, unreadable)) in enumerate(found, len(earlier)):
-            drawn = file.with_name(f"{file.stem}_confusion_{number}.png")
-            figure = confusion_matrix(scored.confusion, subject.data.classes)
-            figure.savefig(drawn, dpi=150, bbox_inches="tight")
-            entries.append(_entry(subject, request, scored) | {"unreadable": unreadable, "confusion": drawn.name})
-        write_json(file, [*earlier, *entries])
+        drawings = []
+        for number, (subject, (scored, unreadable)) in enumerate(
+            zip(request.subjects, scores, strict=True), len(earlier)
+        ):
+            drawings.append(file.with_name(f"{file.stem}_confusion_{number}.png"))
+            own = {"unreadable": unreadable, "confusion": drawings[-1].name}
+            entries.append(_entry(subject, request, scored) | own)
+        try:
+            write_json(file, [*earlier, *entries])
+        except OSError as error:
+            _show(request, entries)
+            raise Stopped(f"error: {file} cannot be written: {reason(error)}", said=False) from None
         _show(request, entries)
-        print(f"written to {file}")
+        print(f"written to {printable(str(file))}")
+        for subject, (scored, _), drawing in zip(request.subjects, scores, drawings, strict=True):
+            _draw(scored, subject, drawing)
     return scores[-1][0].top1
+
+
+def _draw(scored: Score, subject: Subject, file: Path) -> None:
+    """Draws the confusion matrix. Where that fails, it says why: the scores are shown and written already."""
+    from optnet.training.monitoring.figures import confusion_matrix  # matplotlib takes a while
+
+    try:
+        figure = confusion_matrix(scored.confusion, subject.data.classes)
+        with replacing(file) as partial:
+            figure.savefig(partial, dpi=150, bbox_inches="tight", format="png")
+    except Exception as error:
+        print(f"{printable(str(file))} could not be drawn: {reason(error)}", file=sys.stderr)
 
 
 def _score(subject: Subject, request: Request) -> tuple[Score, list[str]]:
@@ -140,7 +158,7 @@ def _show(request: Request, entries: list[dict[str, Any]]) -> None:
     Console(width=None if sys.stdout.isatty() else 160).print(table)
     for subject, entry in zip(request.subjects, entries, strict=True):
         for line in entry["unreadable"]:
-            print(f"{subject.name}: left out: {line}")
+            print(printable(f"{subject.name}: left out: {line}"))
 
 
 def _output(request: Request) -> Path:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from optnet.errors import RequestError
+from optnet.errors import RequestError, printable
 from optnet.training.distributed import launched_first
 from optnet.training.interruption import Interrupted, Stopped
 
@@ -31,4 +31,4 @@ def exit_statuses() -> Iterator[None]:
 
 
 def one_line(error: RequestError) -> str:
-    return f"error: {' '.join(str(error).split())}"
+    return printable(f"error: {' '.join(str(error).split())}")

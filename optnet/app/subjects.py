@@ -16,6 +16,7 @@ from optnet.app import models
 from optnet.app.config import Evaluate, Model
 from optnet.data import DataOptions, DataSet, Loader, load_as
 from optnet.errors import CheckpointError, ConfigError, ModelError, reason
+from optnet.options import check
 from optnet.training import checkpoint
 
 
@@ -86,7 +87,8 @@ def of_checkpoint(config: Evaluate, file: str, name: str | None) -> Subject:
     saved = checkpoint.parse(content, file)
     model = checkpoint.rebuild(saved)
     try:
-        loading = config.data or DataOptions(**saved.config["data"])
+        loading = config.data or replace(DataOptions(**saved.config["data"]), download=False)
+        check(loading, "data.", CheckpointError)
         data = load_as(loading, int(saved.config["seed"]), training=False)
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{file} does not say which data it was trained on ({error})") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import signal
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,9 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from optnet.errors import DataError, reason
 
 Batch = tuple[Tensor, Tensor]
+FORK = "fork" if sys.platform == "linux" else None
+"""How processes that read images are started, also in a process that was itself spawned, where they would be, too: then
+each of them would import torch anew, in every epoch. None: as the system does."""
 
 
 def seed_of(*numbers: int) -> int:
@@ -219,6 +223,7 @@ class FileLoader(Loader):
         loader = DataLoader(
             samples, num_workers=self.workers, batch_sampler=[share for share in shares[start:] if share],
             pin_memory=self.device.type == "cuda", generator=_generator(self.seed, epoch), collate_fn=_collate,
+            multiprocessing_context=FORK if self.workers else None,
         )  # fmt: skip
         with _deaf():
             loaded = iter(loader)

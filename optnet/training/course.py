@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import math
+import sys
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 from optnet.data import Loader
 from optnet.errors import ConfigError
+
+ROUNDING = 1e-9
+"""100 * 0.55 is more than 55 in floating point."""
 
 
 def check_rising(key: str, milestones: Sequence[float]) -> None:
@@ -46,23 +51,30 @@ class Course:
         max_steps: int | None = None,
     ) -> None:
         self._loader, self._epochs, self._milestones, self._growth = loader, epochs, milestones, growth
-        self._limit = limit or math.inf
+        self._limit = limit or sys.maxsize
         if max_steps is not None:
-            self._epochs = 1 + bisect_left(range(1, epochs), float(max_steps), key=lambda span: sum(self._steps(span)))
+            self._epochs = 1 + bisect_left(range(1, epochs), max_steps, key=self._total)
         self.steps: list[int] = []
-        left: float = max_steps or math.inf
-        for steps in self._steps(self._epochs):
-            if left:
-                self.steps.append(int(min(steps, left)))
-                left -= self.steps[-1]
+        left = max_steps or sys.maxsize
+        for count, steps in self._phases(self._epochs):
+            whole = min(count, left // steps)
+            rest = left - whole * steps if whole < count else 0
+            self.steps += [steps] * whole + [rest] * (rest > 0)
+            left -= whole * steps + rest
 
-    def _steps(self, epochs: int) -> list[float]:
-        """The steps of each epoch of a run of so many."""
-        return [min(len(self._resized(epoch, epochs)), self._limit) for epoch in range(epochs)]
+    def _phases(self, epochs: int) -> Iterator[tuple[int, int]]:
+        """For each batch size of a run of so many epochs: how many epochs it has, and the steps of one of them."""
+        starts = [math.ceil(milestone * epochs - ROUNDING) for milestone in self._milestones]
+        for first, end in pairwise((0, *starts, epochs)):
+            if end > first:
+                yield end - first, min(len(self._resized(first, epochs)), self._limit)
+
+    def _total(self, epochs: int) -> int:
+        """The steps of a run of so many epochs."""
+        return sum(count * steps for count, steps in self._phases(epochs))
 
     def _resized(self, epoch: int, epochs: int) -> Loader:
-        # 100 * 0.55 is more than 55 in floating point
-        grown = sum(epoch >= milestone * epochs - 1e-9 for milestone in self._milestones)
+        grown = sum(epoch >= milestone * epochs - ROUNDING for milestone in self._milestones)
         return self._loader.resized(self._loader.batch_size * self._growth**grown)
 
     @property

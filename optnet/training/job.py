@@ -22,7 +22,7 @@ from optnet.training.trainers import Recipe
 class RunOptions:
     """How long a run goes on, and in which batches."""
 
-    epochs: int = number(40, 1, help="epochs at most")
+    epochs: int = number(40, 1, 1_000_000, help="epochs at most")
     max_steps: int | None = number(None, 1, help="steps of the whole run at most")
     limit_batches: int | None = number(None, 1, help="batches of an epoch at most")
     patience: int | None = number(None, 1, help="stop after so many epochs without a better validation score")

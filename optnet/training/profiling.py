@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch.profiler import profile, schedule
 
+from optnet.training.folder import replacing
 from optnet.training.loop import Observer, Progress, Trainer
 
 WARM = 2
@@ -19,10 +20,14 @@ class Profiling(Observer):
         self.file = folder / "profile.json"
         self.profiler: profile | None = profile(
             schedule=schedule(wait=0, warmup=WARM, active=steps, repeat=1),
-            on_trace_ready=lambda done: done.export_chrome_trace(str(self.file)),
+            on_trace_ready=self._export,
         )
         self.left = WARM + steps
         self.profiler.start()
+
+    def _export(self, done: profile) -> None:
+        with replacing(self.file) as partial:
+            done.export_chrome_trace(str(partial))
 
     def on_step(self, progress: Progress, trainer: Trainer) -> None:
         if self.profiler is not None:
