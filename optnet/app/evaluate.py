@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from optnet.app.compose import run
 from optnet.app.config import Evaluate
 from optnet.app.subjects import Subject, of_checkpoint, of_name
-from optnet.errors import ConfigError
+from optnet.app.sweep import Result
+from optnet.app.terminal import console, table
+from optnet.errors import ConfigError, reason
 from optnet.training import distributed
 from optnet.training.environment import find_device, versions
 from optnet.training.logbook import new_folder, write_json
@@ -87,24 +87,26 @@ def _listed(key: str, given: Any) -> list[str]:
     return values
 
 
-def score(request: Request) -> float:
-    """Scores each model, prints a table, adds the entries to evaluation.json. Returns the last top-1 accuracy, in %."""
+def score(request: Request, label: str) -> Result:
+    """Scores each model, adds the entries to evaluation.json, prints a table. A sweep optimises the last top-1.
+
+    Args:
+        label: the job of a sweep; the name of a folder that is made for the evaluation ends with it.
+    """
     scores = [_score(subject, request) for subject in request.subjects]
     if distributed.is_primary():
-        from optnet.training.monitoring.figures import confusion_matrix  # matplotlib takes a while
-
-        file = _output(request)
+        file = _output(request, label)
         earlier, entries = _earlier(file), []
         found = zip(request.subjects, scores, strict=True)
         for number, (subject, (scored, unreadable)) in enumerate(found, len(earlier)):
-            drawn = file.with_name(f"{file.stem}_confusion_{number}.png")
-            figure = confusion_matrix(scored.confusion, subject.data.classes)
-            figure.savefig(drawn, dpi=150, bbox_inches="tight")
-            entries.append(_entry(subject, request, scored) | {"unreadable": unreadable, "confusion": drawn.name})
+            drawn = f"{file.stem}_confusion_{number}.png"
+            entries.append(_entry(subject, request, scored) | {"unreadable": unreadable, "confusion": drawn})
         write_json(file, [*earlier, *entries])
         _show(request, entries)
         print(f"written to {file}")
-    return scores[-1][0].top1
+        _draw(request, [file.with_name(entry["confusion"]) for entry in entries], [score for score, _ in scores])
+    top1 = scores[-1][0].top1
+    return Result(top1, {f"{request.config.split} top-1 %": top1})
 
 
 def _score(subject: Subject, request: Request) -> tuple[Score, list[str]]:
@@ -131,19 +133,28 @@ def _entry(subject: Subject, request: Request, score: Score) -> dict[str, Any]:
 
 
 def _show(request: Request, entries: list[dict[str, Any]]) -> None:
-    table = Table(title=f"{entries[0]['dataset']}, {request.config.split}")
-    table.add_column("", overflow="fold")
-    for column in COLUMNS:
-        table.add_column(column, justify="right")
-    for subject, entry in zip(request.subjects, entries, strict=True):
-        table.add_row(subject.name, *(text.format(**entry) for text in COLUMNS.values()))
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    rows = [
+        [subject.name, *(text.format(**entry) for text in COLUMNS.values())]
+        for subject, entry in zip(request.subjects, entries, strict=True)
+    ]
+    console().print(table(f"{entries[0]['dataset']}, {request.config.split}", ["", *COLUMNS], rows))
     for subject, entry in zip(request.subjects, entries, strict=True):
         for line in entry["unreadable"]:
             print(f"{subject.name}: left out: {line}")
 
 
-def _output(request: Request) -> Path:
+def _draw(request: Request, files: list[Path], scores: list[Score]) -> None:
+    """Draws the confusion matrices. The scores are on the disk: a figure that fails is said and left out."""
+    from optnet.training.monitoring.figures import confusion_matrix  # matplotlib takes a while
+
+    for file, subject, score in zip(files, request.subjects, scores, strict=True):
+        try:
+            confusion_matrix(score.confusion, subject.data.classes).savefig(file, dpi=150, bbox_inches="tight")
+        except Exception as error:
+            print(f"{file} cannot be drawn: {reason(error)}", file=sys.stderr)
+
+
+def _output(request: Request, label: str) -> Path:
     """evaluation.json: as given, else in the folder of the one checkpoint's run, else in a run folder of its own."""
     first = request.subjects[0]
     if request.config.output is not None:
@@ -154,7 +165,7 @@ def _output(request: Request) -> Path:
         folder = Path(first.name).resolve().parent
         return (folder.parent if folder.name == "checkpoints" else folder) / "evaluation.json"
     names = "-".join(Path(subject.name).stem for subject in request.subjects)
-    return new_folder(Path("runs") / f"evaluation-{names[:80]}-{first.data.name}") / "evaluation.json"
+    return new_folder(Path("runs") / f"evaluation-{names[:80]}-{first.data.name}", label) / "evaluation.json"
 
 
 def _earlier(file: Path) -> list[Any]:

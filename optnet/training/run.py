@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -29,8 +30,22 @@ AGREE = 8
 """Steps between two all-reduces in which several processes agree whether to stop."""
 
 
-def train(job: Job, say: Callable[[str], None] = lambda line: None) -> float:
-    """Trains, keeps the best checkpoint by validation accuracy, scores it once on the test split; returns that score.
+@dataclass(frozen=True)
+class Finished:
+    """What a run that came to its end has found; the scores are accuracies in per cent.
+
+    Attributes:
+        validation: of the best checkpoint; this is what a search over settings may use.
+        test: of the same checkpoint.
+    """
+
+    folder: Path
+    validation: float
+    test: float
+
+
+def train(job: Job, say: Callable[[str], None] = lambda line: None) -> Finished:
+    """Trains, keeps the best checkpoint by validation accuracy, scores it once on the test split.
 
     Args:
         say: shows a line on the screen.
@@ -85,7 +100,7 @@ class Run:
             self._go_on(self.resumed)
         made = job.folder
         if made is None and primary:
-            made = new_folder(job.place)
+            made = new_folder(job.place, job.label)
         self.folder = Path(str(distributed.broadcast_object(str(made))))
         self.logbook: Logbook | Silence = Silence()
         self.observers: list[Observer] = []
@@ -279,10 +294,10 @@ class Run:
         """The error to raise where the run ends. The first process says why, and logs it if the disk has room."""
         line = f"stopped: {why}; {self.way_on()}"
         if not distributed.is_primary():
-            return Stopped(f"process {distributed.rank()} {line}", said=False)
+            return Stopped(f"process {distributed.rank()} {line}", said=False, why=why)
         with suppress(OSError):
             self.logbook.say(line)
-        return Stopped(line, said=True)
+        return Stopped(line, said=True, why=why)
 
     def way_on(self) -> str:
         """How to continue after a stop."""
@@ -291,7 +306,7 @@ class Run:
             return "nothing was saved yet"
         return f"the last good checkpoint is {last}; python train.py resume={self.folder} goes on from it"
 
-    def finish(self, caught: list[int]) -> float:
+    def finish(self, caught: list[int]) -> Finished:
         """Scores the best checkpoint on the test split, unless a signal in ``caught`` comes first.
 
         Raises:
@@ -321,7 +336,7 @@ class Run:
             f"test top-1 {score.top1:.2f} % ({score.correct} of {score.count}) with the checkpoint of epoch "
             f"{progress.best_epoch}, {progress.seconds:.0f} s of training; {self.folder}"
         )
-        return score.top1
+        return Finished(self.folder, progress.best, score.top1)
 
     def close(self) -> None:
         with ExitStack() as stack:
