@@ -61,4 +61,4 @@ def test_models_of_one_size_are_told_the_size(tmp_path, model):
     config = Train(runs=str(tmp_path), epochs=2, device="cpu", progress=False, lr=0.01, model=model)
     parts = prepare(config)
     assert parts.described["kwargs"]["img_size"] == (8, 8)
-    assert go(parts) > 10
+    assert go(parts).test > 10

@@ -87,7 +87,7 @@ def _listed(key: str, given: Any) -> list[str]:
     return values
 
 
-def score(request: Request, label: str) -> Result:
+def score(request: Request, label: str = "") -> Result:
     """Scores each model, adds the entries to evaluation.json, prints a table. A sweep optimises the last top-1.
 
     Args:

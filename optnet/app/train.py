@@ -64,7 +64,7 @@ def requests(asked: Sequence[tuple[Train, Sequence[str]]]) -> list[Request]:
     return checked
 
 
-def start(request: Request, label: str) -> Result:
+def start(request: Request, label: str = "") -> Result:
     """Trains here, or in as many processes of its own as were asked for. A sweep optimises the validation accuracy.
 
     Args:
