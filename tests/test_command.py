@@ -1,9 +1,11 @@
 """The command line: what works, and what is refused with one line, status 2 and nothing left behind."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -247,3 +249,33 @@ def test_the_readmes_example(tmp_path, monkeypatch):
     assert len(example.splitlines()) <= 12
     assert call(monkeypatch, "train", "algorithm=my_file.py:averaged", *TINY) == 0
     exec("".join(library), {})
+
+
+def jobs(folder):
+    (file,) = folder.glob("runs/sweeps/*/jobs.jsonl")
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_a_sweep_goes_on_after_a_failed_job_and_says_what_became_of_each(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert call(monkeypatch, "train", "-m", "lr=1e12,0.05", *TINY) == 1
+    first, second = jobs(tmp_path)
+    assert (first["status"], second["status"]) == ("failed", "done") and "not finite" in first["reason"]
+    names = sorted(folder.name.split("_", 2)[2] for folder in tmp_path.glob("runs/hbnet_small-digits/*"))
+    assert names == ["0_lr-1000000000000.0_seed-0", "1_lr-0.05_seed-0"]
+    out = capsys.readouterr().out
+    assert "job 1: lr=0.05" in out and "2 jobs" in out and "failed" in out
+    assert second["found"]["validation top-1 %"] == metrics(Path(second["found"]["run"]))[0]["validation_top1"]
+
+
+@pytest.mark.filterwarnings("ignore")  # those of Optuna when it is imported
+def test_a_search_optimises_the_validation_accuracy_over_an_interval(tmp_path, monkeypatch):
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    monkeypatch.chdir(tmp_path)
+    search = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "hydra.sweeper.direction=maximize")
+    assert call(monkeypatch, "train", "-m", "lr=interval(0.01,0.1)", *search, *TINY) == 0
+    found = jobs(tmp_path)
+    assert len(found) == 2 and all(0.01 <= float(job["overrides"][0].partition("=")[2]) <= 0.1 for job in found)
+    (result,) = tmp_path.glob("runs/sweeps/*/optimization_results.yaml")
+    best = max(job["found"]["validation top-1 %"] for job in found)
+    assert float(result.read_text().partition("best_value:")[2]) == pytest.approx(best)

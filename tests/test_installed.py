@@ -29,7 +29,11 @@ def command(tmp_path_factory):
     """The command optnet of a fresh environment, which sees this one's packages but no checkout."""
     place = tmp_path_factory.mktemp("wheel")
     source = place / "source"  # a build leaves its files in the checkout
-    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".*", "build", "*.egg-info", "data", "runs", "shared"))
+    source.mkdir()
+    for part in ("optnet", "conf"):
+        shutil.copytree(ROOT / part, source / part, ignore=shutil.ignore_patterns("__pycache__"))
+    for part in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / part, source)
     build = ("wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", place, source)
     run(sys.executable, "-m", "pip", *build, folder=place)
     (wheel,) = place.glob("*.whl")

@@ -36,6 +36,14 @@ def test_timms_contract():
     assert timm.get_pretrained_cfg_value("mlp", "input_size") == (1, 28, 28)
 
 
+def test_torchscript_and_fx():
+    net, x = timm.create_model("mlp").eval(), torch.randn(2, 1, 28, 28)
+    assert torch.equal(torch.jit.script(net)(x), net(x))
+    assert torch.equal(torch.jit.script(torch.fx.symbolic_trace(net))(x), net(x))
+    with pytest.raises(optnet.ModelError, match="no feature maps"):
+        timm.create_model("mlp", features_only=True)
+
+
 def test_own_activations_and_refusals():
     net = optnet.MLP(act_layer=lambda t: torch.relu(t) + 0.1 * t, img_size=4)
     assert net(torch.randn(3, 1, 4, 4)).shape == (3, 10)
@@ -53,4 +61,4 @@ def test_models_of_one_size_are_told_the_size(tmp_path, model):
     config = Train(runs=str(tmp_path), epochs=2, device="cpu", progress=False, lr=0.01, model=model)
     parts = prepare(config)
     assert parts.described["kwargs"]["img_size"] == (8, 8)
-    assert go(parts) > 10
+    assert go(parts).test > 10

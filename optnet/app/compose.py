@@ -16,13 +16,16 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
+from hydra.types import RunMode
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
 import optnet
+from optnet.app import sweep
 from optnet.app.config import Evaluate, Train
 from optnet.app.exits import exit_statuses
 from optnet.app.guide import guide
@@ -57,8 +60,8 @@ class _UsersConf(SearchPathPlugin):
                 search_path.append(provider="user", path=f"file://{place}")
 
 
-def run(name: str, schema: Schema, prepare: Prepare, job: Callable[[Any], Any]) -> None:
-    """Runs ``job(request)`` under Hydra, for each request of ``prepare(((config, overrides), ...))``.
+def run(name: str, schema: Schema, prepare: Prepare, job: sweep.Job) -> None:
+    """Runs ``job(request, label)`` under Hydra, for each request of ``prepare(((config, overrides), ...))``.
 
     ``prepare`` raises ``RequestError`` for what cannot be done and writes nothing. It gets every job of a sweep at
     once, before the first one runs. A wrong request ends with one line on stderr and status 2.
@@ -68,6 +71,8 @@ def run(name: str, schema: Schema, prepare: Prepare, job: Callable[[Any], Any]) 
     with exit_statuses():
         sys.argv[1:] = register(name, schema, sys.argv[1:])
         asked = _arguments(sys.argv[1:])
+        if asked.multirun:
+            sys.argv.append(_named_by_the_swept_keys(asked.overrides))
         if asked.multirun and launched():
             raise ConfigError("-m does not go under torchrun; instead: python train.py -m distributed.processes=N ...")
         if asked.help:
@@ -81,13 +86,24 @@ def run(name: str, schema: Schema, prepare: Prepare, job: Callable[[Any], Any]) 
             if not (asked.cfg or asked.info or asked.shell_completion):
                 _PREPARED.extend(prepare(composed))
 
-    def main(config: Any) -> Any:
-        with exit_statuses():
+    def main(config: Any) -> float:
+        def request() -> Any:
             chosen = typed(schema, config)
-            request = _prepared(chosen)
-            return job(request or prepare([(chosen, HydraConfig.get().overrides.task)])[0])
+            return _prepared(chosen) or prepare([(chosen, HydraConfig.get().overrides.task)])[0]
 
-    hydra.main(version_base=None, config_path=str(conf()), config_name=name)(main)()
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            return sweep.attempt(request, job)
+        with exit_statuses():
+            return job(request(), "").value
+
+    status = 0
+    try:
+        with exit_statuses():
+            hydra.main(version_base=None, config_path=str(conf()), config_name=name)(main)()
+    finally:
+        status = sweep.end()
+    if status:
+        sys.exit(status)
 
 
 def _prepared(config: Any) -> Any:
@@ -147,19 +163,39 @@ def register(name: str, schema: Schema, arguments: list[str]) -> list[str]:
     return written
 
 
-def _jobs(arguments: list[str], sweep: bool) -> Iterator[list[str]]:
-    """The overrides of every job of a sweep; of the one job, if it is none."""
+def _named_by_the_swept_keys(arguments: Sequence[str]) -> str:
+    """Keeps what is the same in every job of a sweep out of the names of the jobs' run folders."""
+    fixed = [override.key_or_group for override in _parsed(arguments) if not override.is_sweep_override()]
+    return f"hydra.job.config.override_dirname.exclude_keys=[{','.join(map(repr, fixed))}]"
+
+
+def _parsed(arguments: Sequence[str]) -> list[Override]:
     try:
-        parsed = OverridesParser.create().parse_overrides(arguments)
-        parts: list[list[str]] = []
-        for override in parsed:
-            line = str(override.input_line)
-            if sweep and override.is_sweep_override():
-                parts.append([f"{line.split('=')[0]}={value}" for value in override.sweep_string_iterator()])
-            else:
-                parts.append([line])
+        return OverridesParser.create().parse_overrides(list(arguments))
     except HydraException as error:
         raise ConfigError(_one_line(error)) from None
+
+
+def _jobs(arguments: list[str], multirun: bool) -> Iterator[list[str]]:
+    """The overrides of every job of a sweep; of the one job, if it is none.
+
+    A search, by a sweeper other than Hydra's own, draws its jobs as it likes. Then each value is in one job here, and
+    an interval has the values of its two ends.
+    """
+    parts: list[list[str]] = []
+    search = False
+    for override in _parsed(arguments):
+        line = str(override.input_line)
+        if not (multirun and override.is_sweep_override()):
+            parts.append([line])
+            continue
+        ends = override.value()
+        values = (ends.start, ends.end) if isinstance(ends, IntervalSweep) else override.sweep_string_iterator()
+        parts.append([f"{line.split('=')[0]}={value}" for value in values])
+        search = search or isinstance(ends, IntervalSweep)
+    if search or any(part[0].startswith("hydra/sweeper=") for part in parts):
+        longest = max(map(len, parts), default=1)
+        return ([part[min(number, len(part) - 1)] for part in parts] for number in range(longest))
     return (list(job) for job in itertools.product(*parts))
 
 

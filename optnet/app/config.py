@@ -47,8 +47,8 @@ class Train(RunOptions):
     name: str | None = option(
         None, help="the run's folder under runs; null: made from the model's and the data's names"
     )
-    resume: str | None = option(None, help="the folder of a run to go on with, with its settings")
-    edited_config: bool = option(False, help="with resume=: go on although the run's config.yaml was edited")
+    resume: str | None = option(None, help="the folder of a run to resume; its settings are kept")
+    edited_config: bool = option(False, help="with resume=: resume although the run's config.yaml was edited")
     runs: str = option("runs", help="the folder that the runs' folders are made in")
     model: Model = field(default_factory=Model)
     algorithm: dict[str, Any] = option(factory=dict, help="the algorithm's name, and its constants")

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from optnet.app.compose import run
 from optnet.app.config import Evaluate
 from optnet.app.subjects import Subject, of_checkpoint, of_name
+from optnet.app.sweep import Result
+from optnet.app.terminal import console, table
 from optnet.errors import ConfigError, printable, reason
 from optnet.training import distributed
 from optnet.training.environment import find_device, versions
@@ -88,11 +88,15 @@ def _listed(key: str, given: Any) -> list[str]:
     return values
 
 
-def score(request: Request) -> float:
-    """Scores each model, prints a table, adds the entries to evaluation.json. Returns the last top-1 accuracy, in %."""
+def score(request: Request, label: str = "") -> Result:
+    """Scores each model, adds the entries to evaluation.json, prints a table. A sweep optimises the last top-1.
+
+    Args:
+        label: the job of a sweep; the name of a folder that is made for the evaluation ends with it.
+    """
     scores = [_score(subject, request) for subject in request.subjects]
     if distributed.is_primary():
-        file = _output(request)
+        file = _output(request, label)
         earlier, entries = _earlier(file), []
         drawings = []
         for number, (subject, (scored, unreadable)) in enumerate(
@@ -110,7 +114,8 @@ def score(request: Request) -> float:
         print(f"written to {printable(str(file))}")
         for subject, (scored, _), drawing in zip(request.subjects, scores, drawings, strict=True):
             _draw(scored, subject, drawing)
-    return scores[-1][0].top1
+    top1 = scores[-1][0].top1
+    return Result(top1, {f"{request.config.split} top-1 %": top1})
 
 
 def _draw(scored: Score, subject: Subject, file: Path) -> None:
@@ -149,19 +154,17 @@ def _entry(subject: Subject, request: Request, score: Score) -> dict[str, Any]:
 
 
 def _show(request: Request, entries: list[dict[str, Any]]) -> None:
-    table = Table(title=f"{entries[0]['dataset']}, {request.config.split}")
-    table.add_column("", overflow="fold")
-    for column in COLUMNS:
-        table.add_column(column, justify="right")
-    for subject, entry in zip(request.subjects, entries, strict=True):
-        table.add_row(subject.name, *(text.format(**entry) for text in COLUMNS.values()))
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    rows = [
+        [subject.name, *(text.format(**entry) for text in COLUMNS.values())]
+        for subject, entry in zip(request.subjects, entries, strict=True)
+    ]
+    console().print(table(f"{entries[0]['dataset']}, {request.config.split}", ["", *COLUMNS], rows))
     for subject, entry in zip(request.subjects, entries, strict=True):
         for line in entry["unreadable"]:
             print(printable(f"{subject.name}: left out: {line}"))
 
 
-def _output(request: Request) -> Path:
+def _output(request: Request, label: str) -> Path:
     """evaluation.json: as given, else in the folder of the one checkpoint's run, else in a run folder of its own."""
     first = request.subjects[0]
     if request.config.output is not None:
@@ -172,7 +175,7 @@ def _output(request: Request) -> Path:
         folder = Path(first.name).resolve().parent
         return (folder.parent if folder.name == "checkpoints" else folder) / "evaluation.json"
     names = "-".join(Path(subject.name).stem for subject in request.subjects)
-    return new_folder(Path("runs") / f"evaluation-{names[:80]}-{first.data.name}") / "evaluation.json"
+    return new_folder(Path("runs") / f"evaluation-{names[:80]}-{first.data.name}", label) / "evaluation.json"
 
 
 def _earlier(file: Path) -> list[Any]:

@@ -27,7 +27,7 @@ def exit_statuses() -> Iterator[None]:
     except Stopped as error:
         if not error.said:
             print(error, file=sys.stderr, flush=True)
-        sys.exit(1)
+        sys.exit(error.status)
 
 
 def one_line(error: RequestError) -> str:

@@ -1,4 +1,4 @@
-"""The run to go on with: its settings and its checkpoints, and whether they agree. Changes nothing in its folder."""
+"""The run to resume: its settings and its checkpoints, and whether they agree. Changes nothing in its folder."""
 
 from __future__ import annotations
 
@@ -29,6 +29,8 @@ OF_THE_RUN = ("model", "algorithm", "init", "seed", "data", "trainer.name")
 """What makes the network and splits the data: with other values it would be another run."""
 MOST = 1_000_000
 """Bytes of a config.yaml at most."""
+DEEPEST = 50
+"""Tables and lists in one another in a config.yaml at most."""
 
 
 @dataclass
@@ -38,7 +40,7 @@ class GoingOn:
     Attributes:
         config: its settings, with those that may change as this command says.
         loading: how its data is read: nothing is downloaded to a place that only its folder names.
-        last: the checkpoint that it goes on from.
+        last: the checkpoint that it resumes from.
         note: what has to be said about it.
     """
 
@@ -126,7 +128,11 @@ def _read(file: Path) -> tuple[str, dict[str, Any]]:
             text = opened.read(MOST + 1).decode()
         if len(text) > MOST:
             raise ValueError(f"it has more than {MOST:,} characters")
+        depth = 0
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > DEEPEST:
+                raise ValueError(f"it is nested more than {DEEPEST} deep")
             if isinstance(event, yaml.AliasEvent):
                 raise ValueError(f"*{event.anchor} is an alias; a run's config has values alone")
             if isinstance(event, yaml.ScalarEvent) and "${" in event.value:

@@ -17,13 +17,14 @@ from optnet.app.compose import run
 from optnet.app.config import Train
 from optnet.app.exits import exit_statuses
 from optnet.app.launch import launch
+from optnet.app.sweep import Result
 from optnet.data import DataOptions, DataSet, load_as
 from optnet.errors import ConfigError
 from optnet.networks import initialisation
 from optnet.training import checkpoint, distributed, trainers
 from optnet.training.environment import find_device, random_state
 from optnet.training.job import Job, RunOptions
-from optnet.training.run import train
+from optnet.training.run import Finished, train
 
 DataSets = dict[str, DataSet]
 """The data sets that were loaded for the jobs of a sweep, by their options and seed."""
@@ -59,20 +60,27 @@ def requests(asked: Sequence[tuple[Train, Sequence[str]]]) -> list[Request]:
     return checked
 
 
-def start(request: Request) -> float:
-    """Trains here, or in as many processes of its own as were asked for. Returns the test accuracy in per cent."""
+def start(request: Request, label: str = "") -> Result:
+    """Trains here, or in as many processes of its own as were asked for. A sweep optimises the validation accuracy.
+
+    Args:
+        label: the job of a sweep; the name of the run folder ends with it.
+    """
     if request.job is not None:
-        return train(request.job, say)
-    return launch(_process, (request.config, list(request.overrides)), request.processes)
+        finished = train(replace(request.job, label=label), say)
+    else:
+        finished = launch(_process, (request.config, list(request.overrides), label), request.processes)
+    found = {"validation top-1 %": finished.validation, "test top-1 %": finished.test, "run": str(finished.folder)}
+    return Result(finished.validation, found)
 
 
 def say(line: str) -> None:
     print(line, flush=True)
 
 
-def _process(config: Train, overrides: Sequence[str]) -> float:
+def _process(config: Train, overrides: Sequence[str], label: str) -> Finished:
     with exit_statuses(), distributed.processes():
-        return train(prepare(config, overrides), say)
+        return train(replace(prepare(config, overrides), label=label), say)
 
 
 def prepare(config: Train, overrides: Sequence[str] = (), loaded: DataSets | None = None) -> Job:

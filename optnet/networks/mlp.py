@@ -1,7 +1,5 @@
 """The multilayer perceptron, on which training with and without backpropagation is compared."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -74,7 +72,7 @@ class MLP(nn.Module):
         x = self.drop(x)
         return x if pre_logits else self.head(x)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # a real annotation, not a string: fx copies it into the code it writes
         return self.forward_head(self.forward_features(x))
 
 
@@ -101,5 +99,11 @@ default_cfgs = generate_default_cfgs(
 
 @register_model
 def mlp(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """A multilayer perceptron; its arguments are those of ``MLP``."""
+    """A multilayer perceptron; its arguments are those of ``MLP``.
+
+    Raises:
+        ModelError: ``features_only`` is given: the features of an MLP are no maps of an image.
+    """
+    if kwargs.get("features_only"):
+        raise ModelError("mlp has no feature maps, so features_only=True is not possible; use forward_features")
     return build_model_with_cfg(MLP, "mlp", pretrained, **kwargs)

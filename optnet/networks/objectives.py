@@ -91,9 +91,10 @@ class Elementwise(nn.Module):
     def __init__(self, activation: Activation) -> None:
         super().__init__()
         self.activation = activation
+        self.phi = activation.phi  # an attribute of its own: TorchScript compiles functions, not records
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.activation.phi(x)
+        return self.phi(x)
 
     def extra_repr(self) -> str:
         return self.activation.name

@@ -18,9 +18,9 @@ from typing import Any
 from optnet.errors import ConfigError, printable
 
 
-def new_folder(place: Path) -> Path:
-    """Makes ``place/<date>_<time>``, with a number behind it if that exists."""
-    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+def new_folder(place: Path, label: str = "") -> Path:
+    """Makes ``place/<date>_<time>_<label>``, with a number behind it if that exists."""
+    stamp = "_".join(filter(None, (datetime.now().strftime("%Y-%m-%d_%H-%M-%S"), label)))
     for attempt in range(1, 1000):
         folder = place / (stamp if attempt == 1 else f"{stamp}_{attempt}")
         try:

@@ -21,12 +21,14 @@ class Stopped(Exception):
     """The run could not go on; its records are closed.
 
     Attributes:
-        said: whether the line that says why was shown already.
+        why: the reason alone; the line also says how to continue.
+        said: whether the line was shown already.
+        status: the exit status of a process that ends here.
     """
 
-    def __init__(self, line: str, said: bool) -> None:
+    def __init__(self, line: str, said: bool, why: str = "", status: int = 1) -> None:
         super().__init__(line)
-        self.said = said
+        self.why, self.said, self.status = why or line, said, status
 
 
 AGAIN = 2.0

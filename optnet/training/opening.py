@@ -34,15 +34,15 @@ class Opened:
         self.lock.release()
 
 
-def make(place: Path, say: Callable[[str], None]) -> Opened:
-    """The folder of a new run, in ``place``.
+def make(place: Path, label: str, say: Callable[[str], None]) -> Opened:
+    """The folder of a new run, in ``place``; the end of its name is ``label``.
 
     Raises:
         ConfigError: it cannot be written; it is not there then.
     """
     folder: Path | None = None
     try:
-        folder = new_folder(place)
+        folder = new_folder(place, label)
         return Opened(folder, uuid.uuid4().hex, Lock(folder), Logbook(folder, say))
     except OSError as error:
         if folder is not None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from timm.layers import convert_sync_batchnorm
@@ -30,8 +32,22 @@ AGREE = 8
 """Steps between two all-reduces in which several processes agree whether to stop."""
 
 
-def train(job: Job, say: Callable[[str], None] = lambda line: None) -> float:
-    """Trains, keeps the best checkpoint by validation accuracy, scores it once on the test split; returns that score.
+@dataclass(frozen=True)
+class Finished:
+    """What a run that came to its end has found; the scores are accuracies in per cent.
+
+    Attributes:
+        validation: of the best checkpoint; this is what a search over settings may use.
+        test: of the same checkpoint.
+    """
+
+    folder: Path
+    validation: float
+    test: float
+
+
+def train(job: Job, say: Callable[[str], None] = lambda line: None) -> Finished:
+    """Trains, keeps the best checkpoint by validation accuracy, scores it once on the test split.
 
     Args:
         say: shows a line on the screen.
@@ -105,7 +121,7 @@ class Run:
 
     def _open(self, say: Callable[[str], None]) -> Opened:
         if self.job.folder is None or self.resumed is None:
-            return opening.make(self.job.place, say)
+            return opening.make(self.job.place, self.job.label, say)
         return opening.go_on(self.job.folder, self.resumed, say)
 
     def _draw(self) -> None:
@@ -147,8 +163,8 @@ class Run:
         for key, now in self._epoch().items() if self.progress.batch else ():
             if now != saved[key]:
                 raise CheckpointError(
-                    f"{self.job.folder} was stopped in the midst of an epoch with {key}={saved[key]}, which would "
-                    f"go on with {now}; end that epoch with the epochs and data it had"
+                    f"{self.job.folder} was stopped within an epoch with {key}={saved[key]}, which would "
+                    f"continue with {now}; end that epoch with the epochs and data it had"
                 )
         if self.progress.batch > saved["steps"]:
             raise ValueError(f"{self.progress.batch} batches of an epoch of {saved['steps']} steps are done")
@@ -311,19 +327,19 @@ class Run:
         """The error to raise where the run ends. The first process says why, and logs it if the disk has room."""
         line = f"stopped: {why}; {self.way_on()}"
         if not distributed.is_primary():
-            return Stopped(f"process {distributed.rank()} {line}", said=False)
+            return Stopped(f"process {distributed.rank()} {line}", said=False, why=why)
         with suppress(OSError):
             self.logbook.say(line)
-        return Stopped(line, said=True)
+        return Stopped(line, said=True, why=why)
 
     def way_on(self) -> str:
         """How to continue after a stop."""
         last = self.folder / "checkpoints" / checkpoint.LAST
         if not last.exists():
             return "nothing was saved yet"
-        return f"the last good checkpoint is {last}; python train.py resume={self.folder} goes on from it"
+        return f"the last good checkpoint is {last}; python train.py resume={self.folder} continues from it"
 
-    def finish(self, caught: list[int]) -> float:
+    def finish(self, caught: list[int]) -> Finished:
         """Scores the best checkpoint on the test split, unless a signal in ``caught`` comes first.
 
         Raises:
@@ -357,7 +373,7 @@ class Run:
                 observer.on_end(summary, self.trainer)
             except Exception as error:  # matplotlib and TensorBoard raise what they like; the result is on the disk
                 self.logbook.say(f"a figure could not be drawn: {reason(error)}")
-        return score.top1
+        return Finished(self.folder, progress.best, score.top1)
 
     def close(self) -> None:
         with ExitStack() as stack:
