@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import timm
 import torch
 from safetensors.torch import load_file
-from timm.models import load_checkpoint
+from timm.models import get_arch_name, load_checkpoint
 from torch import nn
 
 from optnet.errors import CheckpointError, ConfigError, reason
@@ -282,7 +282,7 @@ def build(described: Mapping[str, Any], state_dict: Mapping[str, Any]) -> nn.Mod
         if not timm.is_model(name):
             raise CheckpointError(f"the checkpoint's model '{str(name)[:80]}' is none of optnet's or timm's")
         kwargs = {key: value for key, value in kwargs.items() if key not in (*_STARTED_FROM, *_TRACED)}
-        if name.partition(".")[0] in MODELS:
+        if get_arch_name(name) in MODELS:
             kwargs["algorithm"] = None  # its programs, and they alone, say what it computes
         model: nn.Module = timm.create_model(name, **kwargs)
         for key, own in model.state_dict().items():
