@@ -153,7 +153,7 @@ def test_to_timm_sees_coefficients_whose_mean_alone_is_the_ancestors():
     row = model.stages[1].unrolled.body.get_parameter("coefficients.x2").data
     row[0] += 0.5
     row[1] -= 0.5
-    with pytest.raises(ModelError, match="different things"):
+    with pytest.raises(ModelError, match="different outputs"):
         convert.to_timm(model)
 
 
