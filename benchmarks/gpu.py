@@ -140,7 +140,7 @@ def speed(results: Results, device: str, seconds: float = 3.0) -> None:
 def cifar(
     results: Results, device: str, root: str, seeds: list[int], epochs: int, at_once: int, minutes: float
 ) -> None:
-    """Trains all families with one recipe and equal seeds. Runs that do not start within ``minutes`` are left out."""
+    """Trains all families with one recipe and equal seeds. Runs that cannot start in time wait for a later call."""
     deadline = time.monotonic() + 60 * minutes
     jobs = [(family, seed) for seed in seeds for family in FAMILIES]
 

@@ -221,4 +221,4 @@ class FileLoader(Loader):
                 images, labels = batch
                 yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
         if wrong and not read:
-            raise DataError(f"{wrong[0]}; none of the other images can be read either")
+            raise DataError(f"{wrong[0]}; none of the other images can be read either: check the files")

@@ -120,8 +120,8 @@ class Algorithm:
                 raise AlgorithmError(f"{self.name}: *args and **kwargs cannot be traced; name every parameter")
             elif required:
                 raise AlgorithmError(
-                    f"{self.name}: '{parameter.name}' is no Operator, no Iterate and has no default; annotate it, or "
-                    "give it a default"
+                    f"{self.name}: '{parameter.name}' is not an Operator or Iterate and has no default; annotate it "
+                    "or give it a default"
                 )
             else:
                 self.constants[parameter.name] = parameter.default

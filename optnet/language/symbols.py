@@ -38,7 +38,7 @@ def _refuse(name: str, instead: str) -> Callable[..., NoReturn]:
 
 _NO_BRANCH = "a program has no branches; decide by the iteration number or by a constant"
 _NO_COMPARE = "an iterate has no value while it is traced; decide by the iteration number or by a constant"
-_NO_INPLACE = "on tensors it would change the caller's; write x = x + y"
+_NO_INPLACE = "on tensors it would change the caller's tensor; write x = x + y"
 _NO_SHAPE = "only weighted sums can; put everything else into an operator and write T(x)"
 
 

@@ -29,7 +29,7 @@ class Theorem:
         text: the bound as a formula, with q = mu / L.
         functions: the class of f: L-smooth and convex, mu-strongly convex, or quadratic with spectrum in [mu, L].
         where: whether it holds after every iteration, only after a run's last one, or only after 2^m - 1 iterations.
-        initial: the factor of the bound; a key of ``INITIAL``.
+        initial: the bound is a multiple of this initial error; a key of ``INITIAL``.
         reference: where it is proved.
     """
 

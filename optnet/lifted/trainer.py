@@ -148,7 +148,8 @@ class Lifted(ABC):
             self._kept = self.start(fresh)
         if len(self._kept.x[1]) != len(fresh.y):
             raise CheckpointError(
-                f"the kept activations are of {len(self._kept.x[1])} images, not of {len(fresh.y)}; give the same"
+                f"the kept activations are of {len(self._kept.x[1])} images, but the step has "
+                f"{len(fresh.y)}; give the same images in every step"
             )
         self._kept.y, self._kept.x[0] = fresh.y, fresh.x[0]
         return self._kept

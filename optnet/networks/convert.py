@@ -104,7 +104,7 @@ def _filled(model: nn.Module, ancestor: Ancestor, options: dict[str, Any]) -> Ne
     weights, wanted = to_ours(model.state_dict(), made), made.state_dict()
     for key, value in wanted.items():
         if key not in weights:
-            raise ModelError(f"{type(model).__name__} has no counterpart of this network's {key}")
+            raise ModelError(f"{type(model).__name__} has no counterpart of this network's {key}; change the options")
         if weights[key].shape != value.shape:
             raise ModelError(
                 f"{type(model).__name__}'s {key} is {_shape(weights[key])}, not {_shape(value)}; leave in_chans "
