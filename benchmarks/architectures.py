@@ -1,6 +1,6 @@
-"""Compares families and ancestors: python benchmarks/architectures.py [--rows 'HB*'] [--threads 1 2] [--compiled]
+"""Compares networks with ancestors: python benchmarks/architectures.py [--rows 'HB*'] [--threads 1 2] [--compiled]
 
-Both sides alternate in one process. Rows that are already in the JSON file are measured again only with --again.
+Both sides run alternately in one process. Rows that are already in the JSON file are measured again only with --again.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ CIFAR, LARGE = (16, 32, 64), (64, 128, 256, 512)
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison: two builders, the images' shape (batch, channels, height, width), and the aim for each figure."""
+    """One comparison: two builders, the images' shape (batch, channels, height, width), and each ratio's aim."""
 
     ours: Builder
     theirs: Builder
@@ -207,7 +207,7 @@ def main() -> None:
     parser.add_argument("--rows", nargs="*", default=["*"], help="patterns of rows, like 'HB*'")
     parser.add_argument("--threads", nargs="*", type=int, default=[1, 2])
     parser.add_argument("--pairs", type=int, default=21)
-    parser.add_argument("--compiled", action="store_true", help="both sides through torch.compile")
+    parser.add_argument("--compiled", action="store_true", help="compile both sides with torch.compile")
     parser.add_argument("--again", action="store_true", help="measure rows again that are already in the JSON file")
     parser.add_argument(
         "--default-malloc", action="store_true", help="let malloc return freed memory to the system, its default"

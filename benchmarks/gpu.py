@@ -1,11 +1,11 @@
-"""On one GPU: is it right there, how fast is it, and what do the families reach on CIFAR-10 at equal settings.
+"""Checks on one GPU: correctness, speed, and the accuracy of the families on CIFAR-10 at equal settings.
 
-    python benchmarks/gpu.py check                # against the CPU: logits and gradients; bfloat16; torch.compile
-    python benchmarks/gpu.py speed                # images a second and bytes of a training step, beside the ancestor
+    python benchmarks/gpu.py check                # logits and gradients against the CPU; bfloat16; torch.compile
+    python benchmarks/gpu.py speed                # images per second and bytes of a training step, and the ancestor's
     python benchmarks/gpu.py cifar --root DATA    # short runs of every family, several at a time
 
-Every figure goes into results/gpu.json as soon as it is known. A second call skips what is there. ``--device cpu``
-tries the script out. Accuracies are on 5,000 held-out training images after the last epoch.
+Every figure is written to results/gpu.json as soon as it is known. A second call skips existing figures. Use
+``--device cpu`` to try the script. Accuracies are on 5,000 held-out training images after the last epoch.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ import optnet
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = [name for name in optnet.list_models() if name.endswith("_small")]
-SPEED = {  # a model of ours -> what stands beside it
+SPEED = {  # our model -> the model to compare it with
     "hbnet20_cifar": ("hbnet20_cifar", {"coefficients": "fixed"}),
     "hbnet50": ("resnet50", {}),
     "agdnet121": ("densenet121", {}),
     "admmnet34": ("admmnet34", {"coefficients": "fixed"}),
 }
-FAMILIES = {  # networks of about 20 layers on the same recipe
+FAMILIES = {  # networks of 20 to 40 layers with the same recipe
     "GD-Net-20": ["model=gdnet20_cifar"],
     "ResNet-20": ["model=hbnet20_cifar", "model.coefficients=fixed"],
     "HB-Net-20": ["model=hbnet20_cifar"],
@@ -46,7 +46,7 @@ FAMILIES = {  # networks of about 20 layers on the same recipe
 
 
 class Results:
-    """results/gpu.json: entries by their key, each written at once."""
+    """results/gpu.json: entries by key, each written to the file immediately."""
 
     def __init__(self, file: Path, device: str) -> None:
         self.file, self.lock = file, Lock()
@@ -72,7 +72,7 @@ def relative(one: torch.Tensor, other: torch.Tensor) -> float:
 
 
 def check(results: Results, device: str) -> None:
-    """Relative differences to the CPU in float64; of bfloat16 and torch.compile to float32 on the same device."""
+    """Relative differences: the device to the CPU, in float64; bfloat16 and torch.compile to float32 on the device."""
     for name in SMALL:
         if results.has("check", name):
             continue
@@ -99,7 +99,7 @@ def check(results: Results, device: str) -> None:
 
 
 def speed(results: Results, device: str, seconds: float = 3.0) -> None:
-    """A training step (forward, backward, SGD) in bfloat16 autocast, channels last, eager and compiled."""
+    """Times a training step (forward, backward, SGD) in bfloat16 autocast, channels last, eager and compiled."""
     for name, (ancestor, options) in SPEED.items():
         for compiled in (False, True):
             for which, model_name, kwargs in (("ours", name, {}), ("beside", ancestor, options)):
@@ -140,7 +140,7 @@ def speed(results: Results, device: str, seconds: float = 3.0) -> None:
 def cifar(
     results: Results, device: str, root: str, seeds: list[int], epochs: int, at_once: int, minutes: float
 ) -> None:
-    """The families at equal recipe and seeds; runs that do not begin within the minutes are left for another call."""
+    """Trains all families with one recipe and equal seeds. Runs that cannot start in time wait for a later call."""
     deadline = time.monotonic() + 60 * minutes
     jobs = [(family, seed) for seed in seeds for family in FAMILIES]
 

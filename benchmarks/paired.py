@@ -21,7 +21,7 @@ NOISE = 0.03
 """The largest difference between the ratios of a measurement's two halves, and width of the median's 95 % interval."""
 
 PATIENCE = 5
-"""A noisy measurement continues up to this many times its pairs. No pair is left out."""
+"""A noisy measurement continues to at most this many times its number of pairs. No pair is left out."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def saved_bytes(model: nn.Module, images: Tensor) -> int:
     saved: dict[int, Tensor] = {}
 
     def pack(tensor: Tensor) -> Tensor:
-        saved.setdefault(tensor.untyped_storage().data_ptr(), tensor)  # kept alive, so that no address is used twice
+        saved.setdefault(tensor.untyped_storage().data_ptr(), tensor)  # kept alive, so that no address is reused
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), autocast(images.device):

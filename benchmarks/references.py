@@ -87,7 +87,7 @@ class TwoStream(nn.Module):
 
 
 class OneShape(nn.Module):
-    """A stem, layers of one shape and a head. It serves to compare momentumnet's layers with ours."""
+    """A stem, layers of one shape and a head. It compares momentumnet's layers with ours."""
 
     def __init__(self, middle: nn.Module, width: int, classes: int = 10) -> None:
         super().__init__()

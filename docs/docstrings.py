@@ -1,4 +1,4 @@
-"""Prepares docstrings for the site: mathematics passes through Markdown, and declared options show their sentences."""
+"""Prepares docstrings for the site: mathematics survives Markdown, and options show their help texts."""
 
 import ast
 import re
@@ -19,7 +19,7 @@ def escaped(text: str) -> str:
 
 
 class Docstrings(griffe.Extension):
-    """Escapes every docstring; shows the default and the sentence of a field declared with ``optnet.options``."""
+    """Escapes every docstring; shows the default and the help text of a field declared with ``optnet.options``."""
 
     def on_attribute_instance(self, *, attr: griffe.Attribute, **kwargs: Any) -> None:
         call = attr.value

@@ -124,16 +124,16 @@ OWN = {  # networks of ours that timm has no model for, and what is said of them
     "carried across stages": ({"model_name": "hbnet18", "transition": "project"}, "an iterate carried across stages"),
     "map": (
         {"model_name": "hbnet18", "algorithm": "gradient_descent", "layer": "basic", "reading": "map"},
-        r"nothing that fits timm's layer2\.0\.downsample\.0\.weight",
+        r"no counterpart of timm's layer2\.0\.downsample\.0\.weight",
     ),
-    "stem": ({"model_name": "hbnet18", "stem_width": 32}, r"nothing that fits timm's conv1\.weight"),
+    "stem": ({"model_name": "hbnet18", "stem_width": 32}, r"no counterpart of timm's conv1\.weight"),
     "two calls a step": (
         {"model_name": "hbnet18", "algorithm": twice, "blocks": [1] * 4},
-        r"no place for this network's stages\.0\.unrolled\.body\.T_1",
+        r"no counterpart of this network's stages\.0\.unrolled\.body\.T_1",
     ),
     "one iterate of a dense stage": (
         {"model_name": "agdnet121", "constants": {"all_iterates": False}},
-        r"nothing that fits timm's features\.transition1\.norm\.weight",
+        r"no counterpart of timm's features\.transition1\.norm\.weight",
     ),
 }
 
@@ -153,7 +153,7 @@ def test_to_timm_sees_coefficients_whose_mean_alone_is_the_ancestors():
     row = model.stages[1].unrolled.body.get_parameter("coefficients.x2").data
     row[0] += 0.5
     row[1] -= 0.5
-    with pytest.raises(ModelError, match="different things"):
+    with pytest.raises(ModelError, match="different outputs"):
         convert.to_timm(model)
 
 

@@ -1,6 +1,6 @@
-"""The library of algorithms, one file per algorithm or family. No torch here: an algorithm is a plain recurrence.
+"""The library of algorithms, one file per algorithm or family. An algorithm is a plain function, without torch.
 
-To add an algorithm, add a file with one decorated function; all modules of this package are imported automatically.
+To add an algorithm, add a file with one decorated function; this package imports all its modules.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""ADMM on two copies of one smooth function, its Jacobi relative, and the general method. No torch, no layers."""
+"""ADMM on two copies of one smooth function, its Jacobi form, and the general method. No torch, no layers."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""Gradient descent, its averaged form, and its silver steps. Pure recurrences: no torch, no layers."""
+"""Gradient descent, its averaged form, and the silver step sizes. Pure recurrences: no torch, no layers."""
 
 from math import sqrt
 
@@ -21,7 +21,7 @@ from optnet.language.theorems import Theorem
     ),
 )
 def gradient_descent(T: Operator, x: Iterate, steps: int, *, step: float = 1.0, P: Operator = identity) -> Iterate:
-    """x_{k+1} = P(x_k + step (T(x_k) - x_k)); with step = 1, P(T(x_k)), which has no coefficient
+    """x_{k+1} = P(x_k + step (T(x_k) - x_k)); for step = 1 it is P(T(x_k)), without coefficients
 
     Also called steepest descent or Picard iteration; if P is a projection, projected gradient.
     As a network: a plain CNN (T is the layer) or a ResNet (T = id + F).

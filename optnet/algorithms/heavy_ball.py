@@ -1,4 +1,4 @@
-"""Heavy ball and its relatives that remember one earlier iterate. Pure recurrences: no torch, no layers."""
+"""Heavy ball and related methods that use one earlier iterate. Pure recurrences: no torch, no layers."""
 
 from math import sqrt
 

@@ -1,4 +1,4 @@
-"""Nesterov's accelerated gradient in its short and its dense form. Pure recurrences: no torch, no layers."""
+"""Nesterov's accelerated gradient in its short form and its dense form. Pure recurrences: no torch, no layers."""
 
 from functools import reduce
 from math import sqrt
@@ -81,7 +81,7 @@ def nesterov_dense(
     all_iterates: bool = False,
     P: Operator = identity,
 ) -> Iterate | tuple[Iterate, ...]:
-    """x_{k+1} = P(sum_{j<=k} h_{k+1,j} T(x_j)) + x_k - sum_{j<=k} h_{k+1,j} x_j,  T fresh at every use
+    """x_{k+1} = P(sum_{j<=k} h_{k+1,j} T(x_j)) + x_k - sum_{j<=k} h_{k+1,j} x_j,  a new call of T at every use
 
     The x_k are the extrapolated points of ``nesterov``: T(x_k) here is x_{k+1} there. With P = identity this is
     Nesterov's method. P exists for the second half of a layer (DenseNet-BC) and acts only on the sum of the operators.

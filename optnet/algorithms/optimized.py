@@ -1,4 +1,4 @@
-"""Methods with exactly optimal worst cases: OGM, its gradient-norm twin, triple momentum, ITEM, Chebyshev, Halpern.
+"""Methods with exactly optimal worst cases: OGM, OGM-G, triple momentum, ITEM, Chebyshev, Halpern.
 
 Pure recurrences: no torch, no layers.
 """
@@ -11,7 +11,7 @@ from optnet.language.theorems import Theorem
 
 
 def thetas(steps: int) -> list[float]:
-    """theta_0 = 1, theta_{i+1} = (1 + sqrt(1 + 4 theta_i^2)) / 2; the last one has 8 instead of 4."""
+    """theta_0 = 1, theta_{i+1} = (1 + sqrt(1 + 4 theta_i^2)) / 2; in the last theta, 8 replaces 4."""
     theta = [1.0]
     for i in range(steps):
         theta.append((1 + sqrt(1 + (8 if i == steps - 1 else 4) * theta[-1] ** 2)) / 2)
@@ -88,7 +88,7 @@ def optimized_gradient_norm(T: Operator, x: Iterate, steps: int) -> Iterate:
 )
 def triple_momentum(T: Operator, x: Iterate, steps: int, *, q: float = 0.1) -> Iterate:
     """z_{k+1} = (1 + b) z_k - b z_{k-1} + a (T(y_k) - y_k),  y_k = (1 + c) z_k - c z_{k-1},  z_{-1} = z_0 = x_0
-    The method returns x_k = (1 + d) z_k - d z_{k-1}; x_{k+1} is obtained in the same way.
+    The method returns x_N = (1 + d) z_N - d z_{N-1}.
 
     r = 1 - sqrt q, a = 1 + r, b = r^2 / (2 - r), c = r^2 / ((1 + r) (2 - r)), d = r^2 / (1 - r^2), q = mu / L.
     """
@@ -152,7 +152,7 @@ def _chebyshev(k: int, mu: float, L: float) -> float:
         bound=_chebyshev,
         text="(2 r^k / (1 + r^(2k)))^2, r = (1 - sqrt q) / (1 + sqrt q)",
         functions="quadratic",
-        reference="Flanders and Shortley 1950; the best polynomial of degree k",
+        reference="Flanders and Shortley 1950; no polynomial of degree k is better",
     ),
 )
 def chebyshev(T: Operator, x: Iterate, steps: int, *, q: float = 0.1, P: Operator = identity) -> Iterate:

@@ -5,7 +5,7 @@ from optnet.language.declaration import NetworkDefaults, algorithm
 from optnet.language.symbols import Iterate, Operator
 from optnet.language.theorems import Theorem
 
-_RECONSTRUCTION = "its operators belong to a measurement, not to a classifier; unroll it on operators of your own"
+_RECONSTRUCTION = "its operators model a measurement; use optnet.unroll with your own operators"
 
 
 @algorithm(
@@ -83,7 +83,7 @@ def splitting_admm(
 
     Solves min f(x) + g(z) subject to x = z with penalty rho (in units of 1/step). f is linearised with a proximal term:
     G = id - step grad f, P = prox of (step / rho) g. 1 < relax < 2 over-relaxes.
-    (At rho = 1 the last call of P but one has weight 0 in the result.)
+    (At rho = 1 the second to last call of P has weight 0 in the result.)
     """
     z: Iterate = x
     u: Iterate | float = 0.0

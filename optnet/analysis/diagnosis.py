@@ -14,7 +14,7 @@ from optnet.language.tracing import trace
 
 
 def sum_rule(program: Program) -> float:
-    """How far the results are from 1 if T(1) = 1: 0 for a consistent method, whose fixed points are those of T."""
+    """The largest |result - 1| for T(1) = 1, x_0 = 1: 0 for a consistent method, whose fixed points are those of T."""
     values = run_on_scalars(program, np.ones(1))
     return max(float(abs(values[result][0] - 1)) for result in program.results)
 
@@ -37,7 +37,7 @@ def amplification(program: Program) -> float:
 
 
 def growth(program: Program) -> list[float]:
-    """The norm of the argument of every call, and last of the results, for random operators and starts of norm 1.
+    """The norm of the argument of every call, then of the results, for random operators and starts of norm 1.
 
     A random operator (also a residual F) keeps the norm of its argument and maps it to a new orthogonal direction.
     """
@@ -55,8 +55,8 @@ def growth(program: Program) -> list[float]:
 def canonical_table(program: Program) -> Array:
     """The weights of starts and earlier calls in the argument of every call of the main operator, and in the result.
 
-    A row per call, and one for the result; a column per start, then one per call, in the map reading. Two programs with
-    the same table are the same method, whatever their text and reading.
+    It has one row per call and one for the result, and one column per start and then one per call, in the map reading.
+    Two programs with the same table are the same method, whatever their text and reading.
     """
     calls = program.calls(program.main)
     column = {call.value: len(program.starts) + i for i, call in enumerate(calls)}
@@ -115,9 +115,9 @@ def diagnose(program: Program) -> Diagnosis:
     limit = 10.0 * depth + 10
     consistent, stable, bounded = off < 1e-6, amplified <= limit, max(sizes) <= 100
     sentences = (
-        "Consistent: its weights sum to 1, so that its fixed points are those of T."
+        "Consistent: its weights sum to 1, so its fixed points are those of T."
         if consistent
-        else f"Inconsistent: where T(x) = x it moves x by {off:.3g} of its size, because its weights do not sum to 1.",
+        else f"Inconsistent: it moves a fixed point of T by {off:.3g} of its size, as its weights do not sum to 1.",
         f"Zero-stable: a disturbance grows at most {amplified:.3g} times."
         if stable
         else f"Unstable: with T = id a disturbance grows {amplified:.3g} times over {depth} calls.",

@@ -1,4 +1,4 @@
-"""Runs a program on numbers, the errors along eigenvectors of a quadratic. Judges nothing.
+"""Runs a program on numbers: the errors along the eigenvectors of a quadratic. Judges nothing.
 
 On a quadratic with spectrum in [mu, L], the map T = id - grad f / L multiplies the error along an eigenvector by
 w = 1 - lambda / L. Every operator other than the main one is the identity.

@@ -44,7 +44,8 @@ def worst_case(
     check_range(mu, L)
     if metric not in METRICS or initial not in INITIAL:
         raise RequestError(
-            f"metric={metric} or initial={initial} is unknown; gap, distance or gradient; distance or gap"
+            f"metric={metric} or initial={initial} is unknown; metric is gap, distance or gradient; initial is "
+            "distance or gap"
         )
     try:
         from PEPit import PEP
@@ -63,7 +64,7 @@ def worst_case(
     points = dict.fromkeys(algorithm.starts, start)
     result = algorithm(**operators, **points, steps=steps, **given)
     if isinstance(result, (tuple, list)):
-        raise AlgorithmError(f"{algorithm.name} returns several points; a worst case needs one")
+        raise AlgorithmError(f"{algorithm.name} returns several points; a worst case needs one: return one iterate")
     optimum = f(solution)
     problem.set_initial_condition((start - solution) ** 2 <= 1 if initial == "distance" else f(start) - optimum <= 1)
     measured = {

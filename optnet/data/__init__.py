@@ -1,4 +1,4 @@
-"""Data sets and loaders: a thin layer over torchvision."""
+"""Data sets and loaders: a thin layer over torchvision. Trains nothing."""
 
 from optnet.data.datasets import AUGMENTATIONS, DATA_SETS, SPLITS, DataOptions, DataSet, load, load_as
 from optnet.data.loading import FileLoader, Loader, TensorLoader

@@ -21,9 +21,9 @@ from optnet.options import choice, number, option
 
 AUGMENTATIONS = ("none", "shift", "crop_flip", "zoom_flip")
 """The augmentations of training images. ``none``: no augmentation. ``shift``: pad by 1 pixel and crop at random.
-``crop_flip``: pad by 4 pixels, crop at random, flip at random; for images in files, a random resized crop of at least
-0.35 of the area instead. ``zoom_flip``: the same with at least 0.08 of the area, as is usual for ImageNet (Szegedy et
-al. 2015)."""
+``crop_flip``: pad by 4 pixels, crop at random, flip at random; images in files get a random resized crop of at least
+0.35 of the area and a flip instead. ``zoom_flip``, only for images in files: the same with at least 0.08 of the area,
+as is usual for ImageNet (Szegedy et al. 2015)."""
 DATA_SETS = ("digits", *PUBLISHED, "imagenet", "folder", "synthetic")
 _PADDING = {"none": 0, "shift": 1, "crop_flip": 4}
 SPLITS = ("train", "validation", "test")
@@ -112,7 +112,7 @@ class DataOptions:
     root: str = option(
         factory=lambda: os.environ.get("OPTNET_DATA", "data"),
         example="data",
-        help="the folder of the data sets, in torchvision's layouts; of imagenet and folder: the folder of the class "
+        help="the folder of the data sets, in torchvision's layouts; for imagenet and folder: the folder of the class "
         "folders, or of train, val and test above them",
     )
     verify: bool = option(True, help="compare the files' checksums with the published ones")
@@ -126,7 +126,7 @@ class DataOptions:
     augment: str = choice(
         "none",
         *AUGMENTATIONS,
-        help="of the training images: none; pad by 1 and crop; pad by 4, crop and flip; a random resized crop and flip",
+        help="training images: none; pad by 1 and crop; pad by 4, crop and flip; a random resized crop and flip",
     )
     size: int = number(64, 4, 4096, help="height and width, in pixels, of images in files and of synthetic ones")
     crop: float = number(
@@ -152,7 +152,7 @@ def load(name: str, root: str, *, seed: int = 0, training: bool = True, **option
 def load_as(options: DataOptions, seed: int = 0, training: bool = True) -> DataSet:
     """Loads a data set.
 
-    The validation images are drawn by ``seed``, if the data set has no such split. The test split never depends on it.
+    If the data set has no validation split, ``seed`` draws it. The test split never depends on ``seed``.
 
     Args:
         training: whether training images are required.
@@ -165,7 +165,7 @@ def load_as(options: DataOptions, seed: int = 0, training: bool = True) -> DataS
     if held_out is None:
         held_out, train = train.split(options.validation, seed)
     if training and not len(train):
-        raise DataError(f"{options.name} in {options.root} has too few images to split: {len(source.train)}")
+        raise DataError(f"{options.name} in {options.root} has too few images to split: {len(source.train)}; add some")
     train, held_out, test = (part.limited(options.limit) for part in (train, held_out, source.test))
     sizes = train.images.shape[1:] if isinstance(train.images, Tensor) else (3, options.size, options.size)
     channels, height, width = sizes

@@ -1,4 +1,4 @@
-"""Image files in one folder per class: your own, or ImageNet. Lists the files and reads each as 8-bit RGB."""
+"""Image files in one folder per class: your own, or ImageNet. Reads them as 8-bit RGB. Makes no batches."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from optnet.data.examples import Examples, Source
 from optnet.errors import DataError, reason
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""ImageNet's statistics, which published weights were trained with."""
+"""ImageNet's statistics, with which published weights were trained."""
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-"""The names that a split's folder may have, in any case."""
+"""The names that a split's folder may have, in lower or upper case."""
 
 
 def read_image(path: str) -> Image.Image:
@@ -61,12 +61,12 @@ class _Classes(datasets.ImageFolder):
     def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
         names = _folders(Path(directory))
         if not names:
-            raise FileNotFoundError("there is no folder in it")
+            raise FileNotFoundError("it contains no folder")
         return names, {name: i for i, name in enumerate(names)}
 
 
 def _folders(place: Path) -> list[str]:
-    """The names of the folders in a place, without those that begin with a dot."""
+    """The names of the folders in ``place``, without those that begin with a dot."""
     return sorted(entry.name for entry in place.iterdir() if entry.is_dir() and entry.name[0] != ".")
 
 
@@ -74,12 +74,12 @@ def read(root: Path) -> Source:
     """Examples under root/train, root/val and root/test, or under root itself.
 
     If there are train and test, val is the validation split if it exists. If there are only train and val, val is the
-    test split, as in ImageNet's layout. If there is only train, a fixed fifth of it becomes the test split; so it is
-    for a root that has the class folders itself. Without train the training split is empty.
+    test split, as in ImageNet's layout. If there is only train, a fixed fifth of it becomes the test split; a root that
+    holds the class folders itself is treated like train. Without train the training split is empty.
 
     Raises:
-        DataError: a folder is missing or empty, a split exists twice, a folder beside the splits is none, or two splits
-            have different classes.
+        DataError: a folder is missing or empty, a split exists twice, another folder lies beside the splits, or two
+            splits have different classes.
     """
     if not root.is_dir():
         raise DataError(f"there is no folder {root}; data.root names the folder of the class folders")
@@ -105,8 +105,8 @@ def _splits(root: Path) -> dict[str, Path]:
     named = [name for name in folders if name.lower() in SPLITS]
     if others := ", ".join(name for name in folders if named and name not in named):
         raise DataError(
-            f"{root} has {' and '.join(named)}, by its name a split, and beside it {others}: move what is no split "
-            f"away; a class may be called so if all class folders lie in {root / 'train'}"
+            f"{root} has the splits {' and '.join(named)} and also the folders {others}; move those away, or move all "
+            f"class folders, whatever their names, into {root / 'train'}"
         )
     places: dict[str, Path] = {}
     for name in sorted(named, key=lambda name: [*SPLITS].index(name.lower())):
@@ -117,7 +117,7 @@ def _splits(root: Path) -> dict[str, Path]:
     below = [tuple(_folders(root / name)) for name in folders]
     if not named and len(below) > 1 and below[0] and len(set(below)) == 1:
         raise DataError(
-            f"{', '.join(folders)} in {root} have the same folders in them, {', '.join(below[0])}: "
+            f"{', '.join(folders)} in {root} contain the same folders, {', '.join(below[0])}: "
             f"if they are splits, call them {', '.join(dict.fromkeys(SPLITS.values()))}"
         )
     return places

@@ -38,8 +38,8 @@ class Loader(ABC):
     """Batches of one split: ``(images, labels)``, float32 (batch, c, h, w), normalised, and int64 (batch,).
 
     With ``shuffle``, the order and augmentation of batch b in epoch e depend only on (seed, e, b), so ``start`` skips
-    batches exactly. In training, a last batch with a single image for a process is left out because batch norm cannot
-    take it.
+    batches exactly. In training, a last batch that gives a process a single image is left out, because batch norm
+    cannot use it.
 
     Attributes:
         unreadable: the error messages of images that were left out.
@@ -167,7 +167,7 @@ class _Seeded(Dataset[Any]):
         except DataError as error:
             return error
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed_of(self.seed, self.epoch, index))  # leaves accelerators alone
+            torch.default_generator.manual_seed(seed_of(self.seed, self.epoch, index))  # does not touch accelerators
             return self.transform(image), label
 
 
@@ -191,7 +191,7 @@ def _deaf() -> Iterator[None]:
 
 
 class FileLoader(Loader):
-    """A loader whose worker processes read and transform images ahead.
+    """A loader of files, which worker processes read and transform in advance.
 
     Args:
         dataset: its items are (image, label); an item raises ``DataError`` if its image cannot be read.
@@ -243,7 +243,7 @@ class FileLoader(Loader):
                 images, labels = batch
                 yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
         if wrong and not read:
-            raise DataError(f"{wrong[0]}, and no other one of these images either")
+            raise DataError(f"{wrong[0]}; none of the other images can be read either: check the files")
 
     def _received(self, loaded: Iterator[Any]) -> Iterator[Any]:
         """What the worker processes send.

@@ -50,11 +50,11 @@ class Published:
         which = {"split": split} if kind.__name__ == "SVHN" else {"train": split == "train"}
         try:
             return kind(str(place), download=download, **which)
-        except Exception as error:  # every format fails in its own way
+        except Exception as error:  # every format raises its own exceptions
             advice = "set data.root or OPTNET_DATA, or data.download=true"
             if verify and kind is not _unverified(kind):
-                advice += "; data.verify=false takes files of another checksum"
-            raise DataError(f"{kind.__name__} is not in {place} ({reason(error)}); {advice}") from None
+                advice += "; data.verify=false accepts other checksums"
+            raise DataError(f"{kind.__name__} cannot be read from {place} ({reason(error)}); {advice}") from None
 
     def _examples(self, part: Any) -> Examples:
         images = torch.as_tensor(part.data)

@@ -1,4 +1,4 @@
-"""What an algorithm is: a plain function with annotations, and the facts about it. Does not trace; no torch."""
+"""The class ``Algorithm``, its decorator and the registry: a function and what is known of it. No tracing, no torch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class NetworkDefaults:
 
     Attributes:
         layer: the layer family; None chooses one that suits the operators.
-        reading: ``map`` or ``residual``; None chooses what suits the layer family.
+        reading: ``map`` or ``residual``; None chooses the one that suits the layer family.
         constants: the algorithm's constants in a network.
         last: further constants of the last stage.
         unsuited: why the algorithm cannot be an image classifier; None if it can.
@@ -41,13 +41,13 @@ class Algorithm:
     Attributes:
         name, aliases: the names under which it is found.
         reference: where the algorithm is stated.
-        operators: its operators' names; True for those that must be given (no default).
-        starts: its starting points' names.
+        operators: the name of each operator -> whether it must be given (it has no default).
+        starts: the names of its starting points.
         constants: its keyword-only constants with their defaults.
-        ancestor: the constants at which the network is its classical ancestor (heavy ball: ResNet), or None.
+        ancestor: the constants at which the network equals its classical ancestor (for heavy ball: ResNet), or None.
         network: the defaults of a network that is built from it.
         tuned: (mu, L) -> the recommended constants for T = id - grad f / L, or None: its defaults.
-        theorem: what it promises at its tuned constants, or None.
+        theorem: what it guarantees at its tuned constants, or None.
 
     Raises:
         AlgorithmError: the signature has no operator, no starting point, no ``steps``, or a constant without a default.
@@ -86,7 +86,10 @@ class Algorithm:
         }.items():  # fmt: skip
             for constant in named:
                 if constant not in self.constants:
-                    raise AlgorithmError(f"{self.name}: {what} names '{constant}', which is not a constant of it")
+                    known = ", ".join(self.constants) or "none"
+                    raise AlgorithmError(
+                        f"{self.name}: {what} names '{constant}', which is not a constant; it has: {known}"
+                    )
 
     def _network_defaults(self, given: NetworkDefaults | Mapping[str, Any] | None) -> NetworkDefaults:
         if isinstance(given, NetworkDefaults):
@@ -101,7 +104,9 @@ class Algorithm:
         try:
             parameters = inspect.signature(self.function, eval_str=True).parameters.values()
         except (NameError, TypeError, ValueError) as error:
-            raise AlgorithmError(f"{self.name}: its signature cannot be read ({error})") from None
+            raise AlgorithmError(
+                f"{self.name}: its signature cannot be read ({error}); annotate it with Operator and Iterate"
+            ) from None
         has_steps = False
         for parameter in parameters:
             required = parameter.default is parameter.empty
@@ -112,17 +117,18 @@ class Algorithm:
             elif parameter.name == "steps":
                 has_steps = True
             elif parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-                raise AlgorithmError(f"{self.name}: *args and **kwargs cannot be read; name every parameter")
+                raise AlgorithmError(f"{self.name}: *args and **kwargs cannot be traced; name every parameter")
             elif required:
                 raise AlgorithmError(
-                    f"{self.name}: '{parameter.name}' is neither Operator, Iterate, nor a constant with a default"
+                    f"{self.name}: '{parameter.name}' is not an Operator or Iterate and has no default; annotate it "
+                    "or give it a default"
                 )
             else:
                 self.constants[parameter.name] = parameter.default
                 self._types[parameter.name] = parameter.annotation
         if not (has_steps and self.starts and any(self.operators.values())):
             raise AlgorithmError(
-                f"{self.name}: an algorithm reads like f(T: Operator, x: Iterate, steps: int, *, beta: float = 0.9)"
+                f"{self.name}: write an algorithm as f(T: Operator, x: Iterate, steps: int, *, beta: float = 0.9)"
             )
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -174,7 +180,7 @@ def algorithm(
             other = _REGISTRY.get(name)
             if other is not None and not _same_text(other, made):
                 raise AlgorithmError(
-                    f"an algorithm named '{name}' exists already, in {other.__module__}; choose another"
+                    f"an algorithm named '{name}' exists already, in {other.__module__}; choose another name"
                 )
             _REGISTRY[name] = made
         return made
@@ -183,7 +189,7 @@ def algorithm(
 
 
 def _same_text(one: Algorithm, other: Algorithm) -> bool:
-    """Whether two are one function: the same name in the same file, however the file was imported."""
+    """Whether both are the same function: the same name in the same file, however the file was imported."""
 
     def place(method: Algorithm) -> tuple[str, str]:
         code = getattr(method.function, "__code__", None)
@@ -193,7 +199,7 @@ def _same_text(one: Algorithm, other: Algorithm) -> bool:
 
 
 def as_algorithm(function: Callable[..., Any] | Algorithm) -> Algorithm:
-    """The function as an ``Algorithm``; a decorated one as it is."""
+    """Makes an ``Algorithm`` of a plain function; returns an ``Algorithm`` unchanged."""
     if isinstance(function, Algorithm):
         return function
     if not callable(function):

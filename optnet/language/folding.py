@@ -1,4 +1,4 @@
-"""Merges sums into the sums that use them, so that every sum left has coefficients of its own. Does not trace."""
+"""Merges sums into the sums that use them, so that every remaining sum has its own coefficients. Does not trace."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def without(program: Program, start: str) -> Program:
             weight = one.weights[one.terms.index(start)]
             if weight or not kept:
                 raise ProgramError(
-                    f"{program.name}: {one.value} adds {weight:g} {start}, and {start} has another shape: "
+                    f"{program.name}: {one.value} adds {weight:g} {start}, which has another shape; "
                     f"give it a projection (shortcut) or a weight of 0"
                 )
             one = Combine(one.value, tuple(kept), tuple(kept.values()))
@@ -35,12 +35,13 @@ def without(program: Program, start: str) -> Program:
 
 
 class _Folding:
-    """Merges sums into the sums that use them, until every sum left is a value of its own.
+    """Merges sums into the sums that use them.
 
-    A sum stays if it is an operator's argument, is returned, or is used by two or more different values. It is merged
-    if it has one user, one term, only zero weights, or is used only with weight zero: it would own dead coefficients. A
-    single term of weight exactly 1 is an alias. An instruction that the results do not need is dropped. Terms whose
-    weight happens to be 0 stay: they are what relaxation makes learnable. A cancellation below 1e-14 counts as 0.
+    A sum stays if it is an operator's argument, if it is returned, or if two or more different values use it. It is
+    merged if it has one user or one term, if all its weights are 0, or if every user gives it weight 0: its own
+    coefficients would then be redundant. A sum of one term with weight exactly 1 is replaced by that term. Instructions
+    that the results do not need are dropped. Terms whose weight happens to be 0 stay, because a network may learn them.
+    A cancellation below 1e-14 counts as 0.
     """
 
     def __init__(self, program: Program) -> None:
@@ -73,7 +74,7 @@ class _Folding:
         return needed
 
     def program(self) -> Program:
-        waiting = sorted(self.rows, key=self.order.__getitem__)  # the last first: a long sum folds in linear time
+        waiting = sorted(self.rows, key=self.order.__getitem__)  # last first: a long sum folds in linear time
         queued = set(waiting)
         while waiting:
             row = waiting.pop()
@@ -92,10 +93,10 @@ class _Folding:
         return replace(self.source, instructions=tuple(instructions), results=tuple(self.results))
 
     def _visit(self, row: str) -> set[str]:
-        """Takes ``row`` into its users if the rules say so; returns the rows that may now be taken in themselves."""
+        """Merges ``row`` into its users if the rules say so; returns the rows that have to be visited again."""
         terms, users = self.rows[row], self.users.get(row, set())
         pinned = bool(self.pinned_by.get(row)) or row in self.results
-        worthless = len(terms) == 1 or not any(terms.values())  # its coefficients would do what others do already
+        worthless = len(terms) == 1 or not any(terms.values())  # its coefficients would be redundant
         if pinned:
             goes = bool(users) and worthless
         else:
@@ -109,7 +110,7 @@ class _Folding:
             scale = self.rows[user].pop(row)
             for term, weight in terms.items():
                 self._add(user, term, scale * weight)
-        if pinned:  # it stays for the call or the result
+        if pinned:  # it stays, because a call or the result reads it
             self.users[row] = set()
             return set(users)
         for term in terms:

@@ -1,4 +1,4 @@
-"""Finds algorithms by name, by file or by dotted path. Imports each user file once. Does not trace."""
+"""Finds algorithms by name, by file or by dotted path. Imports each user file once. No tracing, no torch."""
 
 from __future__ import annotations
 
@@ -39,22 +39,22 @@ def find_algorithm(spec: str | Callable[..., Any]) -> Algorithm:
         module = _load_module(path)
     else:
         near = get_close_matches(spec, registered(), n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(list_algorithms())};"
-        raise AlgorithmError(f"unknown algorithm '{spec}': {hint} your own is my_file.py:my_method")
+        hint = f"did you mean '{near[0]}'?" if near else f"it is one of {', '.join(list_algorithms())};"
+        raise AlgorithmError(f"unknown algorithm '{spec}': {hint} give your own as my_file.py:my_method")
     if not hasattr(module, function):
-        raise AlgorithmError(f"{path} has no function '{function}'")
+        raise AlgorithmError(f"{path} has no function '{function}'; check its name")
     return as_algorithm(getattr(module, function))
 
 
 _FILES: dict[Path, tuple[tuple[int, int], ModuleType]] = {}
-"""The user files that were imported: their time and size at that moment, and the module."""
+"""The imported user files: their modification time and size at the import, and the module."""
 
 
 def _load_file(path: str) -> ModuleType:
-    """The module of a user file. The file runs once, and again only after it was changed."""
+    """The module of a user file. The file runs once, and again only if it has changed."""
     file = Path(path).expanduser().resolve()
     if not file.is_file():
-        raise AlgorithmError(f"there is no file {path}; an algorithm of your own is my_file.py:my_method")
+        raise AlgorithmError(f"there is no file {path}; give your own algorithm as my_file.py:my_method")
     state = (file.stat().st_mtime_ns, file.stat().st_size)
     if file in _FILES and _FILES[file][0] == state:
         return _FILES[file][1]
@@ -64,7 +64,7 @@ def _load_file(path: str) -> ModuleType:
     assert found is not None and found.loader is not None
     module = importlib.util.module_from_spec(found)
     sys.modules[module.__name__] = module  # dataclasses and pickle look there
-    sys.path.insert(0, str(file.parent))  # as for a script: it can import its neighbours
+    sys.path.insert(0, str(file.parent))  # as for a script: the file can import its neighbours
     try:
         found.loader.exec_module(module)
     except BaseException as error:

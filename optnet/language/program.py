@@ -1,4 +1,4 @@
-"""The algorithm as data: a short straight-line list of instructions. No torch, and no tracing."""
+"""``Program``: an algorithm as data, a straight-line list of instructions. No torch, no tracing."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ Instruction = Apply | Combine
 
 @dataclass(frozen=True)
 class Program:
-    """A straight-line program: what is left of an algorithm once its loop has run on symbols.
+    """The operations of an algorithm in their order, recorded by running it on symbols.
 
     Attributes:
         name: the algorithm's name.
@@ -65,8 +65,8 @@ class Program:
         main: the operator that the algorithm declares first: the layer T, the gradient step.
         iterations: the number of iterations of the algorithm in this program.
         several: whether the algorithm returned a tuple (even one of a single iterate).
-        readings: per operator, ``map`` (T is the layer) or ``residual`` (T = id + F, F the layer).
-        constants: the algorithm's constants that were given.
+        readings: per operator, ``map`` (T is the layer) or ``residual`` (T = id + F, and F is the layer).
+        constants: the constants that were given to the algorithm.
 
     Raises:
         ProgramError: a value is read before it is set, set twice, or a weight is not finite.
@@ -86,7 +86,7 @@ class Program:
         known: set[str] = set()
         calls = [(call.operator, call.index) for call in self.applies]
         if len(set(calls)) < len(calls) or not all(name.isidentifier() and index >= 0 for name, index in calls):
-            raise ProgramError(f"{self.name}: every call needs an operator's name and a number of its own")
+            raise ProgramError(f"{self.name}: every call needs an operator's name and its own number")
         for value in self.starts:
             _define(value, known)
         for instruction in self.instructions:
@@ -101,7 +101,7 @@ class Program:
                     raise ProgramError(f"{self.name}: a weight of {instruction.value} is not finite: {weights}")
             _define(instruction.value, known)
         if not self.results or not set(self.results) <= known:
-            raise ProgramError(f"{self.name}: the results {self.results} are not values of the program")
+            raise ProgramError(f"{self.name}: not all of its results {self.results} are values of the program")
 
     @property
     def applies(self) -> Iterator[Apply]:
@@ -282,7 +282,7 @@ class Program:
 
 def _define(value: str, known: set[str]) -> None:
     if not value.isidentifier() or iskeyword(value):
-        raise ProgramError(f"'{value}' is not a name for a value")
+        raise ProgramError(f"'{value}' is not a valid name for a value")
     if value in known:
         raise ProgramError(f"{value} is set twice")
     known.add(value)

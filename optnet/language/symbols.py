@@ -1,4 +1,4 @@
-"""The symbols that an algorithm is run on: iterates and operators that write down what is asked of them. No torch."""
+"""The symbols that an algorithm runs on when it is traced: they record every operation. No torch."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from optnet.language.program import Apply, Combine, Instruction
 
 
 class Operator:
-    """Annotation of an algorithm's operators, and what tracing passes for one: called on an iterate, it gives one."""
+    """The annotation of an algorithm's operators. Tracing passes a symbol that maps an iterate to an iterate."""
 
     def __call__(self, x: Iterate) -> Iterate:
-        raise NotImplementedError("annotate with Operator; pass a function, a layer or a name")
+        raise NotImplementedError("Operator is only an annotation; pass a function or a layer")
 
 
 class _Identity(Operator):
@@ -38,15 +38,15 @@ def _refuse(name: str, instead: str) -> Callable[..., NoReturn]:
 
 _NO_BRANCH = "a program has no branches; decide by the iteration number or by a constant"
 _NO_COMPARE = "an iterate has no value while it is traced; decide by the iteration number or by a constant"
-_NO_INPLACE = "it changes the caller's tensor when the algorithm runs on one; write x = x + y"
-_NO_SHAPE = "what is not a weighted sum belongs into an operator; write T(x)"
+_NO_INPLACE = "on tensors it would change the caller's tensor; write x = x + y"
+_NO_SHAPE = "only weighted sums can; put everything else into an operator and write T(x)"
 
 
 class Iterate:
-    """Annotation of an algorithm's starting points, and the symbol that tracing passes for one.
+    """The annotation of an algorithm's starting points, and the symbol that tracing passes for one.
 
-    Iterates are added, subtracted, scaled by plain numbers and given to operators. Anything else raises ``TraceError``
-    with what to write instead.
+    Iterates can be added, subtracted, multiplied or divided by plain numbers, and passed to operators. Anything else
+    raises ``TraceError``, which says what to write instead.
     """
 
     __slots__ = ("_name", "_recorder")
@@ -74,7 +74,7 @@ class Iterate:
     def __truediv__(self, other: float) -> Iterate:
         divisor = _number(other, "divide an iterate by")
         if divisor == 0:
-            raise TraceError("an iterate is divided by 0")
+            raise TraceError("an iterate is divided by 0; change the divisor")
         return self._recorder.combine({self._name: 1.0 / divisor})
 
     def __neg__(self) -> Iterate:
@@ -114,9 +114,9 @@ class Iterate:
     __mod__ = _refuse("a remainder", _NO_SHAPE)
     __floordiv__ = _refuse("a division", _NO_SHAPE)
     __abs__ = _refuse("the absolute value", _NO_SHAPE)
-    __float__ = _refuse("the number", _NO_COMPARE)
-    __int__ = _refuse("the number", _NO_COMPARE)
-    __index__ = _refuse("the number", _NO_COMPARE)
+    __float__ = _refuse("the value", _NO_COMPARE)
+    __int__ = _refuse("the value", _NO_COMPARE)
+    __index__ = _refuse("the value", _NO_COMPARE)
     __len__ = _refuse("the length", _NO_SHAPE)
     __iter__ = _refuse("a loop over the entries", _NO_SHAPE)
     __getitem__ = _refuse("an entry", _NO_SHAPE)
@@ -164,7 +164,7 @@ class OperatorSymbol(Operator):
 
 
 class Recorder:
-    """Writes down what the symbols are asked to do, unfolded: one instruction per operation."""
+    """Records what the algorithm does with the symbols: one instruction per operation, nothing folded."""
 
     def __init__(self, readings: Mapping[str, str]) -> None:
         self.instructions: list[Instruction] = []

@@ -1,4 +1,4 @@
-"""What an algorithm guarantees, as data that tests, ``analyse`` and documents read. No torch, no tracing."""
+"""``Theorem``: what an algorithm guarantees, as data for tests, ``analyse`` and the docs. No torch, no tracing."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Theorem:
     Attributes:
         metric: what is bounded; a key of ``METRICS``.
         bound: the factor as a function of (k, mu, L).
-        text: the same as a formula, with q = mu / L.
-        functions: of what class f is: L-smooth and convex, mu-strongly convex, or quadratic with spectrum in [mu, L].
-        where: after every iteration, only after a run's last one, or only after 2^m - 1 iterations.
-        initial: what the bound is multiplied by; a key of ``INITIAL``.
+        text: the bound as a formula, with q = mu / L.
+        functions: the class of f: L-smooth and convex, mu-strongly convex, or quadratic with spectrum in [mu, L].
+        where: whether it holds after every iteration, only after a run's last one, or only after 2^m - 1 iterations.
+        initial: the bound is a multiple of this initial error; a key of ``INITIAL``.
         reference: where it is proved.
     """
 

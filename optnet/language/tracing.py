@@ -32,15 +32,15 @@ def trace(
     Args:
         algorithm: a name, ``my_file.py:my_method``, a dotted path, a function with the annotations ``Operator`` and
             ``Iterate``, or an ``Algorithm``.
-        steps: how many iterations, at least 1.
+        steps: the number of iterations, at least 1.
         operators: the operators to trace; those with a default are traced only if they are named here.
-        reading: ``map`` (T is the layer) or ``residual`` (T(v) = v + F(v), F is the layer). A string is meant for the
-            first operator; a mapping names several.
+        reading: ``map`` (T is the layer) or ``residual`` (T(v) = v + F(v), F is the layer). A string is for the first
+            operator; a mapping gives a reading for each name.
         constants: the algorithm's constants. Those whose names this function does not use itself may also be given as
             keywords.
 
     Raises:
-        AlgorithmError: the algorithm, a constant or the number of steps cannot be read.
+        AlgorithmError: the algorithm, a constant or the number of steps is wrong.
         TraceError: an iterate was used for something that is not a weighted sum.
         OperatorError: an operator is missing, unknown or given twice.
     """
@@ -49,9 +49,7 @@ def trace(
     traced = fold(record(method, steps, operators, reading, given)).renamed()
     for name in traced.readings:
         if name not in traced.operators:
-            raise AlgorithmError(
-                f"{method.name}: what it returns never went through its operator {name}; call {name}(x)"
-            )
+            raise AlgorithmError(f"{method.name}: its result does not depend on its operator {name}; call {name}(x)")
     return traced
 
 
@@ -81,7 +79,7 @@ def record(
     reading: str | Mapping[str, str] = "map",
     constants: Mapping[str, Any] | None = None,
 ) -> Program:
-    """The program as it was written: one instruction for each operation, nothing merged or dropped."""
+    """The program as the function is written: one instruction for each operation, nothing merged or dropped."""
     given = dict(constants or {})
     names = _operator_names(method, operators)
     readings = _readings(method, names, reading)
@@ -135,16 +133,16 @@ def _ends(
     constants: dict[str, Any],
     total: int,
 ) -> list[int]:
-    """The number of calls in the first 1, 2, ..., ``steps`` iterations, counted by running the algorithm that long.
+    """The number of calls in the first 1, 2, ..., ``steps`` iterations, counted by running the algorithm on symbols.
 
     A call outside the loop counts with the first iteration. Three short runs are enough if every iteration has the
-    same number of calls; otherwise every length is run.
+    same number of calls; otherwise the algorithm runs once for every number of iterations.
     """
 
     def count(iterations: int) -> int:
         try:
             return sum(1 for _ in _run(method, iterations, names, readings, constants).applies)
-        except AlgorithmError:  # the algorithm does not take so few
+        except AlgorithmError:  # the algorithm does not accept so few iterations
             return 0
 
     if steps == 1:

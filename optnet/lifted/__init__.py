@@ -1,4 +1,4 @@
-"""Training without backpropagation: one lifted problem, one loop, and a file for each method."""
+"""Training without backpropagation: the lifted problem, the loop that all methods share, and one file per method."""
 
 from optnet.lifted.admm import ADMM, ADMMOptions
 from optnet.lifted.bcd import BCD, BCDOptions

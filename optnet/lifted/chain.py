@@ -75,8 +75,8 @@ def read(model: nn.Module) -> list[Layer]:
     """The layers of a chain: our ``mlp``, or any Sequential of Flatten, Linear and activations.
 
     Raises:
-        ModelError: a module is of another kind; a Linear has no bias, occurs twice, is parametrised or of a subclass;
-            or an activation decreases somewhere.
+        ModelError: a module is of another kind; a Linear has no bias, occurs twice, has a parametrization or is an
+            instance of a subclass; or an activation decreases somewhere.
     """
     layers: list[Layer] = []
     pending: nn.Linear | None = None
@@ -88,7 +88,7 @@ def read(model: nn.Module) -> list[Layer]:
                 f"a lifted trainer needs a Linear layer before each activation; {activation.name} has none"
             )
         if not activation.monotone:
-            raise ModelError(f"{activation.name} decreases somewhere, so it cannot be lifted; use a monotone one")
+            raise ModelError(f"{activation.name} decreases somewhere, so it cannot be lifted; use a non-decreasing one")
         layers.append(Layer(pending, activation))
         pending = None
 

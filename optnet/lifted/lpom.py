@@ -1,4 +1,4 @@
-"""LPOM, lifted proximal operator machines: a penalty that is convex in each block and needs only phi itself."""
+"""LPOM, lifted proximal operator machines: their penalty is convex in each block and needs only phi."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class LPOMOptions(Options):
     damped: bool = option(True, help="never raise the objective; false: the published iteration, which may diverge")
     order: str = choice("serial", *ORDERS, help="update x_k from last to first, or all from their old values")
     w_step: str = choice(
-        "optimizer", *W_STEPS, help="how the weights move: by optim, lr and schedule, or by a step that needs no lr"
+        "optimizer", *W_STEPS, help="the update of the weights: by optim, lr and schedule, or by a method without lr"
     )
     ridge: float = number(0.1, above=0, help="ridge parameter of the pseudo-inverse; multiplied by the batch size")
     w_iterations: int = number(5, 1, help="number of iterations of apg")
@@ -64,7 +64,7 @@ class LPOM(Lifted):
 
     Args:
         optimizer: for ``w_step='optimizer'``; by default SGD with lr 0.05 and momentum 0.9.
-        scheduler: one of timm's, stepped once per update.
+        scheduler: a scheduler of timm, stepped once per update.
     """
 
     def __init__(
@@ -196,7 +196,7 @@ class LPOM(Lifted):
         return self.measure(Blocks(blocks.y, blocks.x, u))[0]
 
     def log(self, blocks: Blocks) -> tuple[Tensor, list[Tensor]]:
-        """As measured between the updates of activations and weights, when all u_k were known."""
+        """The values measured between the updates of activations and weights, when all u_k were known."""
         return self._measured
 
     def factor(self) -> float:

@@ -16,7 +16,7 @@ from optnet.lifted.trainer import Blocks, Lifted, Options
 from optnet.options import number, option
 
 SAMPLES = 25
-"""Number of samples whose coordinates are solved for at a time, chosen so that their matrices fit into a cache."""
+"""Number of samples whose coordinates are solved for at a time, so that their matrices fit into the cache."""
 
 ELEMENTS = 2**24
 """Maximum number of elements of an array in the weights' normal equations."""
@@ -42,7 +42,7 @@ class MACOptions(Options):
         "0 solves them by Cholesky factorisation",
     )  # fmt: skip
     full_batch: bool = option(
-        True, help="each step takes all training images and keeps their activations; else each batch starts anew"
+        True, help="each step takes all training images and keeps their activations; else each batch starts afresh"
     )
 
     def check(self) -> None:

@@ -19,7 +19,7 @@ class PenaltyOptions(LPOMOptions):
 
     name: str = option("penalty", help="the trainer")
     w_step: str = choice(
-        "pinv", *W_STEPS, help="pinv: the minimiser with ridge times |W - old W|^2; the others as in trainer=lpom"
+        "pinv", *W_STEPS, help="pinv: the minimiser with ridge times |W - old W|^2; others: as in trainer=lpom"
     )
 
 

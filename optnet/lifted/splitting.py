@@ -1,4 +1,4 @@
-"""The base of the splitting methods: pre-activations are variables too and are kept from step to step."""
+"""The base of the splitting methods: pre-activations are variables too and are kept between steps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class SplittingOptions(Options):
     """The options that both splitting methods share."""
 
     full_batch: bool = option(
-        True, help="take all training images in each step and keep their activations; else each batch starts anew"
+        True, help="take all training images in each step and keep their activations; else each batch starts afresh"
     )
 
 

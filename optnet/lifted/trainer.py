@@ -147,7 +147,10 @@ class Lifted(ABC):
         if self._kept is None:
             self._kept = self.start(fresh)
         if len(self._kept.x[1]) != len(fresh.y):
-            raise CheckpointError(f"the kept activations are of {len(self._kept.x[1])} images, not of {len(fresh.y)}")
+            raise CheckpointError(
+                f"the kept activations are of {len(self._kept.x[1])} images, but the step has "
+                f"{len(fresh.y)}; give the same images in every step"
+            )
         self._kept.y, self._kept.x[0] = fresh.y, fresh.x[0]
         return self._kept
 
@@ -189,4 +192,4 @@ class Lifted(ABC):
 
     def need_linear_output(self) -> None:
         last = self.layers[-1].activation
-        self.need(last.is_identity, f"a linear last layer, without the {last.name} behind it")
+        self.need(last.is_identity, f"a linear last layer, without the {last.name} after it")

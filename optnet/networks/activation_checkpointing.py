@@ -1,4 +1,4 @@
-"""Activation checkpointing: layers are recomputed in the backward pass instead of keeping their activations."""
+"""Activation checkpointing: the backward pass recomputes a layer's activations instead of keeping them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MEMORY = ("keep", "checkpoint")
 
 
 def recomputed(layer: nn.Module, *arguments: Any) -> Any:
-    """``layer(*arguments)``, with only the arguments kept for the backward pass. Chen et al. 2016.
+    """``layer(*arguments)``; only the arguments are kept for the backward pass. Chen et al. 2016.
 
     Export, tracing and ``torch.fx.symbolic_trace`` see a plain call of the layer. TorchScript and torch.func do not
     support checkpointing: call ``set_grad_checkpointing(False)`` first.

@@ -1,7 +1,7 @@
 """The published networks that ours start from, and how their modules map to ours. Converts no weights.
 
-The ancestors are the ResNet, ResNetV2 and DenseNet of timm and torchvision. Names are
-made here and never parsed: the network says which module serves which call.
+The ancestors are the ResNet, ResNetV2 and DenseNet of timm and torchvision. This module builds names and never parses
+them, because the network knows which module serves which call.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ class Ancestor:
     """A family of published networks.
 
     Attributes:
-        mark: a parameter that all of the family have, and no other family has.
-        stem, head: its first convolution and its classifier.
-        modules: (network of ours) -> pairs (name of their module, name of ours) of all others.
-        read: (their state dict) -> algorithm, blocks, widths and layer of the equal network.
+        mark: a parameter that every network of this family has, and no other network.
+        stem, head: the names of its first convolution and its classifier.
+        modules: (our network) -> pairs (name of their module, name of ours) of all other modules.
+        read: (their state dict) -> algorithm, blocks, widths and layer of our equal network.
     """
 
     mark: str
@@ -38,7 +38,7 @@ class Ancestor:
 
 
 def ancestor_of(keys: Collection[str]) -> Ancestor | None:
-    """The family whose parameters are called so; None for any other network, and for ours."""
+    """The family that these parameter names belong to; None for other networks and for ours."""
     return next((ancestor for ancestor in ANCESTORS if ancestor.mark in keys), None)
 
 
@@ -53,7 +53,7 @@ def parameter_pairs(ancestor: Ancestor, network: Network) -> dict[str, str]:
 
 
 def _module_pairs(ancestor: Ancestor, network: Network) -> Pairs:
-    """The pairs whose second module the network has: a network of another family may lack one."""
+    """The pairs whose second module exists in the network; other layer families may lack it."""
     here = {name for name, _ in network.named_modules()}
     return ((theirs, ours) for theirs, ours in ancestor.modules(network) if ours in here)
 
@@ -68,16 +68,17 @@ def norm_pairs(ancestor: Ancestor, network: Network) -> Iterator[tuple[str, str]
 
 
 def _stages(network: Network) -> Iterator[tuple[int, str, Unrolled]]:
-    """For every stage its number, the name of its body, and its unrolled algorithm."""
+    """For every stage: its number, the name of its body, and its unrolled algorithm."""
     for i, unrolled in enumerate(unrolled_in(network.stages).values()):
         yield i, f"stages.{i}.unrolled.body", unrolled
 
 
 def _blocks(network: Network, block: str, shortcut: str) -> Pairs:
-    """The layers T of every stage, call after call, and the shortcut of its first block.
+    """The layers T of every stage in the order of their calls, and the shortcut of its first block.
 
     Args:
-        block, shortcut: their names, with the places {stage} and {block}, both counted from 0.
+        block, shortcut: templates of their names, with the fields {stage}, {next} (the stage after it) and {block}; all
+            count from 0.
     """
     for i, body, unrolled in _stages(network):
         for j, name in enumerate(unrolled.served_by(unrolled.program.main)):
@@ -96,7 +97,7 @@ def _resnetv2(network: Network) -> Pairs:
     yield from _blocks(network, "stages.{stage}.blocks.{block}", "stages.{stage}.blocks.0.downsample.conv")
     for i, stage in enumerate(network.stages):
         transitions: Any = stage.transitions
-        if isinstance(transitions[0], nn.Sequential):  # a stage that projects owns the first norm
+        if isinstance(transitions[0], nn.Sequential):  # this stage projects, so its transition holds the first norm
             yield f"stages.{i}.blocks.0.norm1", f"stages.{i}.transitions.0.0"
 
 
@@ -113,7 +114,7 @@ def _densenet(network: Network) -> Pairs:
 
 
 def _count(state: State, name: str, first_stage: int, first_block: int) -> list[int]:
-    """How many blocks each stage has; ``name`` has the places {stage} and {block}."""
+    """The number of blocks in each stage; ``name`` is a template with the fields {stage} and {block}."""
     blocks: list[int] = []
     while name.format(stage=first_stage + len(blocks), block=first_block) in state:
         count = 0

@@ -1,4 +1,4 @@
-"""Weights between the ancestors (timm's and torchvision's ResNet, ResNetV2, DenseNet) and the equal optnet networks."""
+"""Converts ResNets, ResNetV2s and DenseNets of timm and torchvision to the equal optnet networks, and back."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ from optnet.networks.unrolled import coefficient_names, coefficients
 
 
 def to_ours(state: dict[str, Tensor], model: Network) -> dict[str, Tensor]:
-    """An ancestor's state dict as ``model``'s, whose coefficients stay as they are; ours as it is.
+    """Turns an ancestor's state dict into one for ``model``, with the model's own coefficients; returns ours unchanged.
 
-    The stem and the classifier keep their own sizes: timm adapts the one and drops the other where they differ.
+    The stem and the classifier keep the sizes of the ancestor. If they differ from the model's, timm adapts the stem
+    and drops the classifier.
 
     Raises:
-        ModelError: a parameter has no place in the model, or another shape there.
+        ModelError: a parameter has no counterpart in the model, or its shape differs.
     """
     ancestor = ancestor_of(state)
     if ancestor is None:
@@ -37,12 +38,13 @@ def to_ours(state: dict[str, Tensor], model: Network) -> dict[str, Tensor]:
     for theirs, value in state.items():
         ours = pairs.get(theirs)
         if ours is None:
-            raise ModelError(f"the weights' {theirs} has no place in this network")
+            raise ModelError(f"this network has no counterpart of the weights' {theirs}; choose another network")
         if ours == "head.fc.weight":
             value = value.flatten(1)
         elif ours not in sized_anew and value.shape != wanted[ours].shape:
             raise ModelError(
-                f"the weights' {theirs} is {_shape(value)}, but this network's {ours} {_shape(wanted[ours])}"
+                f"the weights' {theirs} is {_shape(value)}, but this network's {ours} is {_shape(wanted[ours])}; "
+                "choose another network"
             )
         made[ours] = value
     return made
@@ -60,8 +62,8 @@ def checkpoint_filter(state: dict[str, Tensor], model: nn.Module) -> dict[str, T
 def from_timm(model: nn.Module, **options: Any) -> Network:
     """The optnet network that computes what a ResNet, ResNetV2 or DenseNet of timm or torchvision computes.
 
-    At the ancestor's coefficients, the default, it computes the same; at others it computes its own with the same
-    weights: heavy ball with step = 0.1 and beta = 0.9 makes a Momentum ResNet of a ResNet.
+    With the ancestor's coefficients, the default, the outputs are equal. Other coefficients use the same weights but
+    give other outputs: heavy ball with step = 0.1 and beta = 0.9 turns a ResNet into a Momentum ResNet.
 
     Args:
         options: of ``Network.from_algorithm``: ``algorithm`` (by default ``heavy_ball`` for residual networks and
@@ -69,7 +71,7 @@ def from_timm(model: nn.Module, **options: Any) -> Network:
 
     Raises:
         ModelError: the model is of another family, or has parts (wide or deep stems and blocks, anti-aliasing,
-            attention, group norm, stochastic depth, ...) with no place in ours; or an option is wrong.
+            attention, group norm, stochastic depth, ...) that optnet lacks; or an option is wrong.
     """
     if not isinstance(model, nn.Module):
         raise ModelError(f"from_timm converts a model like timm.create_model('resnet18'), not {type(model).__name__}")
@@ -79,9 +81,9 @@ def from_timm(model: nn.Module, **options: Any) -> Network:
         raise ModelError(f"{name} is not a ResNet, ResNetV2 or DenseNet of timm or torchvision")
     stem = state.get(f"{ancestor.stem}.weight")
     if stem is None:
-        raise ModelError(f"{name} has a stem of another kind; optnet has one convolution there")
+        raise ModelError(f"{name} has another kind of stem; optnet converts only stems of one convolution")
     if stem.is_meta:
-        raise ModelError(f"{name} has no weights to convert: it is on the meta device")
+        raise ModelError(f"{name} is on the meta device and has no weights to convert; create it on a real device")
     classifier = state.get(f"{ancestor.head}.weight")
     found = {
         **ancestor.read(state), "stem": "imagenet" if stem.shape[-1] == 7 else "small", "stem_width": len(stem),
@@ -94,7 +96,7 @@ def from_timm(model: nn.Module, **options: Any) -> Network:
 
 
 def _filled(model: nn.Module, ancestor: Ancestor, options: dict[str, Any]) -> Network:
-    """A network with the model's weights, and with the constants of its norms."""
+    """A network with the model's weights and the constants of its norms."""
     try:
         made = Network.from_algorithm(**options)
     except TypeError as error:
@@ -102,11 +104,11 @@ def _filled(model: nn.Module, ancestor: Ancestor, options: dict[str, Any]) -> Ne
     weights, wanted = to_ours(model.state_dict(), made), made.state_dict()
     for key, value in wanted.items():
         if key not in weights:
-            raise ModelError(f"{type(model).__name__} has nothing for this network's {key}")
+            raise ModelError(f"{type(model).__name__} has no counterpart of this network's {key}; change the options")
         if weights[key].shape != value.shape:
             raise ModelError(
-                f"{type(model).__name__}'s {key} is {_shape(weights[key])}, not {_shape(value)}; in_chans and "
-                f"num_classes are the model's own"
+                f"{type(model).__name__}'s {key} is {_shape(weights[key])}, not {_shape(value)}; leave in_chans "
+                f"and num_classes as the model has them"
             )
     made.load_state_dict(weights)
     _share_constants(model, made, norm_pairs(ancestor, made))
@@ -125,7 +127,7 @@ def _dropout(model: nn.Module) -> float:
     """The rate of the dropout before the classifier.
 
     Raises:
-        ModelError: something inside the blocks drops at random, which optnet's blocks do not.
+        ModelError: there is dropout or stochastic depth inside the blocks, which optnet's blocks lack.
     """
     rate = getattr(model, "drop_rate", 0.0)
     heads = [part for part in (getattr(model, name, None) for name in ("head", "head_drop")) if part is not None]
@@ -134,15 +136,17 @@ def _dropout(model: nn.Module) -> float:
         here = module.p if isinstance(module, nn.Dropout) else getattr(module, "drop_prob", None)
         here = here or (getattr(module, "drop_rate", 0.0) if name else 0.0)
         if here and module not in in_head:
-            raise ModelError(f"{type(model).__name__}'s {name} drops at random; optnet's blocks do not")
+            raise ModelError(f"{type(model).__name__}'s {name} drops at random; set its rate to 0")
         rate = here or rate
     return float(rate)
 
 
 @torch.no_grad()
 def _verify(one: nn.Module, two: nn.Module, channels: int, kernel: int) -> None:
-    """Compares two models with equal weights on one image: what weights do not show (strides, pooling, another
-    activation) shows there. In float64, on copies whose norms are moved alike: fresh ones hide their branches."""
+    """Compares the outputs of two models with equal weights: weights do not show strides, pooling or activations.
+
+    It runs float64 copies on one image. All norms are shifted alike, because fresh norms would hide their branches.
+    """
     size = 64 if kernel == 7 else 32
     x = torch.randn(1, channels, size, size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     outputs = []
@@ -156,8 +160,8 @@ def _verify(one: nn.Module, two: nn.Module, channels: int, kernel: int) -> None:
     wanted, got = outputs
     if got.shape != wanted.shape or not (got - wanted).norm() <= 1e-8 * wanted.norm():
         raise ModelError(
-            f"{type(one).__name__} and {type(two).__name__} compute different things with the same weights (strides, "
-            f"activation, pooling, ...)"
+            f"{type(one).__name__} and {type(two).__name__} have different outputs with the same weights: strides, "
+            f"activation or pooling differ"
         )
 
 
@@ -165,7 +169,7 @@ def to_timm(network: Network) -> nn.Module:
     """The timm model that computes what the network computes.
 
     Raises:
-        ModelError: a coefficient is not its ancestor's (it is named), or timm has no such family, widths or parts.
+        ModelError: a coefficient differs from the ancestor's (the message names it), or timm has no such network.
     """
     if not isinstance(network, Network):
         raise ModelError(f"to_timm converts an optnet.Network, not {type(network).__name__}")
@@ -184,11 +188,11 @@ def to_timm(network: Network) -> nn.Module:
     for theirs in state:
         name = pairs.get(theirs)
         if name is None or name not in ours or ours[name].numel() != state[theirs].numel():
-            raise ModelError(f"this network has nothing that fits timm's {theirs} ({_shape(state[theirs])})")
+            raise ModelError(f"this network has no counterpart of timm's {theirs} ({_shape(state[theirs])})")
         state[theirs] = ours[name].reshape(state[theirs].shape)
     left = set(ours) - {name for theirs, name in pairs.items() if theirs in state} - coefficient_names(network)
     if left:
-        raise ModelError(f"timm's {type(target).__name__} has no place for this network's {min(left)}")
+        raise ModelError(f"timm's {type(target).__name__} has no counterpart of this network's {min(left)}")
     target.load_state_dict(state)
     _share_constants(network, target, ((ours, theirs) for theirs, ours in norm_pairs(ancestor, network)))
     _verify(network, target, network.in_chans, 7 if network.options.stem == "imagenet" else 3)
@@ -210,7 +214,7 @@ def _ancestral(network: Network, stage: str, step: str, term: str) -> float:
 def _timm_model(network: Network) -> nn.Module:
     options = network.options
     if options.norm != "batch":
-        raise ModelError(f"timm's ancestors have batch norms, this network has norm={options.norm}")
+        raise ModelError(f"timm's ancestors use batch norms, but this network has norm={options.norm}")
     if any(len(program.start.starts) > 1 for program in network.programs):
         raise ModelError("timm has no model with two streams, or with an iterate carried across stages")
     parameter = next(network.parameters())

@@ -1,4 +1,4 @@
-"""From an algorithm to the programs of a network's stages, and to the layers that suit it. No torch, no modules."""
+"""Turns an algorithm into the programs of a network's stages, and chooses their layers. No torch, no modules."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TRANSITIONS = ("restart", "project")
 
 @dataclass(frozen=True)
 class StageProgram:
-    """The algorithm of one stage: the program its coefficients start from, and the algorithm's own weights."""
+    """The algorithm of one stage: the program with the initial coefficients, and the one with the algorithm's own."""
 
     start: Program
     textbook: Program
@@ -37,7 +37,7 @@ class StageProgram:
 def suitable_layer(algorithm: Algorithm) -> str:
     """The layer family that an algorithm declares.
 
-    By default the basic block if it has a projection P (a ReLU after each iteration, as in ResNet), else the
+    The default is the basic block if the algorithm has a P (a ReLU after each iteration, as in ResNet), else the
     pre-activation block.
     """
     return algorithm.network.layer or ("basic" if "P" in algorithm.operators else "preact_basic")
@@ -54,28 +54,26 @@ def design(
     transition: str = "restart",
     constants: Mapping[str, Any] | None = None,
 ) -> list[StageProgram]:
-    """The programs of a network's stages, each of so many iterations as ``blocks`` says.
+    """The programs of a network's stages; ``blocks`` gives the number of iterations of each.
 
-    ``transition='restart'`` runs the algorithm anew in each stage, from what the stage before returned: a restarted
-    method (O'Donoghue and Candes 2015), whose memory begins again. ``'project'`` is one run over all stages, cut at
-    their borders: every iterate that a later iteration reads is carried on through a projection of its own.
-    ``coefficient_init='ancestor'`` starts at the constants that the algorithm declares as its ancestor's, if it does.
+    ``transition='restart'`` restarts the algorithm in each stage from the result of the previous one, without memory of
+    earlier iterates (O'Donoghue and Candes 2015). ``'project'`` is one run over all stages, cut at their borders: every
+    iterate that a later iteration reads goes to the next stage through its own projection.
+    ``coefficient_init='ancestor'`` starts at the ancestor's constants, if the algorithm declares them.
 
     Args:
-        with_P: whether the layers have a place for a P (an activation after each iteration).
+        with_P: whether the layers supply an optional P (an activation after each iteration).
         layer: the layers' family, which chooses the reading: ``map`` for plain layers, else ``residual``.
 
     Raises:
-        ModelError: an unknown option, or an ancestor whose program differs in more than its weights.
+        ModelError: an option is unknown, or the ancestor's program differs in more than its weights.
         AlgorithmError: see ``optnet.trace``.
     """
     method = find_algorithm(algorithm)
     if method.network.unsuited is not None:
-        raise ModelError(f"{method.name} makes no classifier: {method.network.unsuited}")
+        raise ModelError(f"{method.name} cannot be a classifier: {method.network.unsuited}")
     if not blocks or any(type(steps) is not int or steps < 1 for steps in blocks):
-        raise ModelError(
-            f"blocks={list(blocks)} must be whole numbers of at least 1, iterations of the algorithm a stage"
-        )
+        raise ModelError(f"blocks={list(blocks)} must be whole numbers of at least 1, the iterations of each stage")
     method.check_constants(constants or {})
     required = [name for name, needed in method.operators.items() if needed]
     operators = [*required, "P"] if with_P and "P" in method.operators and "P" not in required else required
@@ -94,7 +92,7 @@ def design(
             start = trace(method, steps=sum(run), constants=ancestral, **options)
             if not start.same_structure(textbook):
                 raise ModelError(
-                    f"{method.name}: its ancestor {method.ancestor} has another program than the algorithm; "
+                    f"{method.name}: its ancestor {method.ancestor} has a different program; "
                     f"use coefficient_init=algorithm"
                 )
         borders = _borders(method, run, options, given)
@@ -105,7 +103,7 @@ def design(
 def _borders(
     method: Algorithm, run: Sequence[int], options: Mapping[str, Any], constants: Mapping[str, Any]
 ) -> list[int]:
-    """Where a run of ``sum(run)`` iterations is cut: before which of the program's instructions.
+    """The numbers of the instructions before which a run of ``sum(run)`` iterations is cut.
 
     A border comes after the calls of the iterations before it, at the last position that has the fewest live values.
     For heavy ball these are x_{k+1} and x_k, rather than T(x_k), x_k and x_{k-1}.

@@ -1,4 +1,4 @@
-"""Writes a Program as a torch.fx graph of real layers: a node per call, a chain of multiply-adds per sum."""
+"""Writes a Program as a torch.fx graph of real layers. Knows no layer family."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from optnet.language.program import Apply, Combine, Program, unique
 
 @dataclass(frozen=True)
 class Call:
-    """What an operator factory is asked to build: the layer of one call, or of all fresh calls of one sum.
+    """The argument of an operator's factory: the one call, or all fresh calls of one sum, to build a layer for.
 
     Attributes:
         operator: the operator's name.
         index: the number of the (first) call, counted per operator.
         arguments: the values that the layer is applied to; more than one only if the factory declares ``sums``.
         starts: for each argument, whether it is a starting point of the program, unprojected.
-        owned: whether the argument is a sum that nothing else reads: the layer may overwrite it.
+        owned: whether the argument is a sum that nothing else reads, so the layer may overwrite it.
     """
 
     operator: str
@@ -44,10 +44,10 @@ ARGUMENTS = frozenset({*dir(builtins), "self", "torch", "fx", "device", "inf", "
 
 @dataclass(frozen=True)
 class LayerFactory:
-    """A factory with its protocol declared: ``weighted`` and ``sums`` as in ``unroll``.
+    """A factory that declares what its layers do: ``weighted`` and ``sums`` as in ``unroll``.
 
-    ``fresh`` says that the layers' outputs are tensors of their own, never an input or a view of one, which autograd
-    does not need (behind an affine map it does not): a sum is then added up in their place.
+    ``fresh`` declares that a layer's output is a new tensor, never an input or a view of one, and that autograd does
+    not need it (it does not after an affine map). The sum is then accumulated in this tensor, in place.
     """
 
     build: Factory
@@ -60,7 +60,7 @@ class LayerFactory:
 
 
 def along_channels(weight: Tensor, x: Tensor) -> Tensor:
-    """A weight for each channel, in the shape that multiplies x of (batch, channels, ...)."""
+    """Reshapes weights (channels,) so that they multiply x of shape (batch, channels, ...)."""
     return weight.reshape([-1] + [1] * (x.ndim - 2))
 
 
@@ -81,25 +81,25 @@ class Emitter:
         self.operators = operators
         self.shortcuts = {start: module for start, module in shortcuts.items() if module is not None}
         self.learnable = channels is not None
-        self.channels = channels or 0  # 0: one coefficient a term, not one a channel
+        self.channels = channels or 0  # 0: one coefficient per term, not per channel
         self.packed = packed
         self.device, self.dtype = device, dtype
         self.root = nn.Module()
         self.graph = fx.Graph()
-        self.raw: dict[str, fx.Node] = {}  # the starting points as they come
-        self.nodes: dict[str, fx.Node] = {}  # every value as sums and results see it
+        self.raw: dict[str, fx.Node] = {}  # the starting points without their shortcuts
+        self.nodes: dict[str, fx.Node] = {}  # every value as sums and results read it
         self.names = set(RESERVED)
         self.coefficients = unique("coefficients", self.names)
         self.shared = {  # the module of an operator that all its calls share
             name: unique(name, self.names) for name, given in operators.items() if isinstance(given, nn.Module)
         }
-        self.layers: dict[str, str] = {}  # for the value of a call the name of the module that serves it
-        self.projections: dict[str, str] = {}  # for a starting point the name of its shortcut
-        self.rows: dict[str, str] = {}  # for a sum the name of its parameter; "" if its weights are fixed
-        self.fresh: set[fx.Node] = set()  # what only the sum at work knows: it may be overwritten
-        self.sums: set[str] = set()  # the values that are no other value by another name
+        self.layers: dict[str, str] = {}  # value of a call -> name of the module that serves it
+        self.projections: dict[str, str] = {}  # starting point -> name of its shortcut
+        self.rows: dict[str, str] = {}  # sum -> name of its parameter; "" if its weights are fixed
+        self.fresh: set[fx.Node] = set()  # tensors that only the current sum uses, so it may overwrite them
+        self.sums: set[str] = set()  # the sums that are new tensors, not another value's
         self.readers = readers = program.readers()
-        self.folded = {  # calls that one sum alone reads, and whose layer takes that sum's weight
+        self.folded = {  # calls that only one sum reads, and whose layer takes that sum's weight
             call.value: call
             for call in program.applies
             if self._declares(call.operator, "weighted", "sums")
@@ -125,7 +125,7 @@ class Emitter:
         self.graph.output(results if self.packed else tuple(results) if self.program.several else results[0])
         name = self.program.name.title().replace("_", "")
         body = fx.GraphModule(self.root, self.graph, class_name=name if name.isidentifier() else "Program")
-        if body.graph.eliminate_dead_code():  # with fixed weights: what is used with weight 0 alone
+        if body.graph.eliminate_dead_code():  # with fixed weights: values that are only used with weight 0
             body.recompile()
             body.delete_all_unused_submodules()
             used = {name for name, _ in body.named_modules()}
@@ -150,7 +150,7 @@ class Emitter:
             self.nodes[start] = node
 
     def _argument(self, value: str) -> fx.Node:
-        """A value as an operator gets it: a starting point raw, without its shortcut."""
+        """The node that an operator gets for a value: a starting point comes without its shortcut."""
         return self.raw.get(value) or self.nodes[value]
 
     def _call(self, calls: list[Apply], weights: list[fx.Node] | None) -> fx.Node:
@@ -201,7 +201,7 @@ class Emitter:
         return total
 
     def _layers(self, terms: list[str]) -> list[list[Apply]]:
-        """The folded calls of one sum, grouped into layers: one each, or one per operator that declares ``sums``."""
+        """The folded calls of one sum, grouped by layer: one per call, or one per operator that declares ``sums``."""
         groups: dict[tuple[str, str], list[Apply]] = {}
         for term in terms:
             call = self.folded[term]
@@ -222,7 +222,7 @@ class Emitter:
         return node
 
     def _onto(self, place: tuple[str, str], name: str, arguments: tuple[fx.Node, ...], **options: Any) -> fx.Node:
-        """Adds to the first argument: in its place where it is the sum's own."""
+        """Adds to the first argument, in place if only this sum uses it."""
         if arguments[0] in self.fresh:
             node = self.graph.call_method(f"{name}_", arguments, options)
         else:

@@ -27,7 +27,7 @@ Fill = Callable[[Tensor, float], Any]
 
 @runtime_checkable
 class Classifier(Protocol):
-    """The part of timm's model contract that is needed here."""
+    """The part of timm's model contract that this module needs."""
 
     def get_classifier(self) -> nn.Module: ...
 
@@ -63,7 +63,7 @@ NOT_ELEMENTWISE = (nn.MultiheadAttention, nn.GLU, nn.Softmax, nn.Softmax2d, nn.S
 
 @dataclass
 class InitOptions:
-    """How a network's weights start."""
+    """The initial weights of a network."""
 
     name: str = choice("default", *SCHEMES, help="the scheme; default: the model's own")
     gain: float | None = number(
@@ -72,7 +72,7 @@ class InitOptions:
     bias: float | None = number(
         None,
         example=0.1,
-        help="the bias of hidden layers and norms; a small positive one starts every ReLU active",
+        help="the bias of hidden layers and norms; a small positive one makes every ReLU active at first",
     )
     output_bias: str | None = choice(
         None, *OUTPUT_BIASES, help="the bias of the classifier: zero, or log p_c with p_c the frequency of class c"
@@ -245,7 +245,7 @@ def start_from_data(model: nn.Module, images: Tensor) -> None:
     def start(layer: Any, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
         hooks[layer].remove()
         unscaled = (arguments[0], None, *arguments[2:]) if isinstance(layer, Conv2d) else arguments
-        t = layer.forward(*unscaled)  # without the coefficient that our convolution puts on its output
+        t = layer.forward(*unscaled)  # without the coefficient that scales our convolution's output
         channels = t.ndim - 1 if isinstance(layer, nn.Linear) else 1
         over = [dim for dim in range(t.ndim) if dim != channels]
         mean, deviation = t.mean(over), t.std(over, correction=0).clamp_min(1e-6)
@@ -284,6 +284,6 @@ def _start_classifier(model: nn.Module, output_bias: str, labels: Tensor | None)
         classes = len(layer.bias)
         if not len(labels) or labels.min() < 0 or labels.max() >= classes:
             raise ConfigError(f"init.output_bias=frequencies needs labels from 0 to {classes - 1}, the model's classes")
-        counts = torch.bincount(labels.cpu(), minlength=classes).clamp_min(1)  # an empty class: finite bias
+        counts = torch.bincount(labels.cpu(), minlength=classes).clamp_min(1)  # empty classes: a finite bias
         layer.bias.copy_((counts / counts.sum()).log())
         nn.init.zeros_(layer.weight)

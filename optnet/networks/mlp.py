@@ -1,4 +1,4 @@
-"""The multilayer perceptron, on which training with and without backpropagation is compared."""
+"""The multilayer perceptron, which can be trained with and without backpropagation."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -23,7 +23,7 @@ class MLP(nn.Module):
         img_size: height and width of the images.
 
     Raises:
-        ModelError: the activation is unknown or a width is impossible.
+        ModelError: the activation is unknown or a width is out of range.
         RequestError: a function cannot be used as an activation; see ``optnet.objectives.own``.
     """
 

@@ -1,4 +1,4 @@
-"""Training and evaluation mode for a while. Knows no model."""
+"""A context that sets training or evaluation mode and restores the old one. Knows no model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 @contextmanager
 def mode(model: nn.Module, training: bool) -> Iterator[None]:
-    """``model.train(training)``; afterwards each module is in its own mode again: what was frozen stays frozen."""
+    """``model.train(training)``; afterwards each module gets its own mode back: frozen modules stay frozen."""
     kept = {module: module.training for module in model.modules()}
     model.train(training)
     try:

@@ -23,11 +23,11 @@ from optnet.options import one_of
 
 
 class Stage(nn.Module):
-    """One run of the algorithm at one width, or its part there: a transition, then the unrolled algorithm.
+    """The iterations of the algorithm at one width: a transition, then the unrolled algorithm.
 
-    Takes and returns a list of tensors (batch, channels, height, width), one for each stream: the results, if there
-    are as many as the next stage (after the last stage: the algorithm) has starting points, else one stream of all
-    results side by side.
+    Takes and returns a list of tensors (batch, channels, height, width), one for each stream. The results are the
+    streams if the next stage (for the last stage: the first) has as many starting points. Otherwise they are
+    concatenated into one stream.
     """
 
     def __init__(self, program: StageProgram, family: Family, next_streams: int, **options: Any) -> None:
@@ -55,7 +55,7 @@ class Stage(nn.Module):
 
 
 def _merge(streams: list[Tensor], shown: int) -> Tensor:
-    """One tensor of all streams: the one of that number, or with -1 their mean."""
+    """The stream of number ``shown``, or the mean of all streams if it is -1."""
     if shown >= 0:
         return streams[shown]
     total = streams[0]
@@ -65,8 +65,8 @@ def _merge(streams: list[Tensor], shown: int) -> Tensor:
 
 
 def _shown(this: Program, following: Program, streams: int) -> int:
-    """Which of the values carried into the next stage stands for the features: the one that its first layer reads, else
-    the last; of an algorithm's own streams (-1) all do."""
+    """The number of the stream that represents the features: the one that the next stage's first layer reads, else the
+    last. It is -1, for the mean of all, if the streams are the algorithm's own and not carried iterates."""
     if len(this.results) == streams or len(following.starts) == streams:
         return -1
     read = following.calls(following.main)[0].argument
@@ -84,11 +84,11 @@ class Network(nn.Module):
         widths: the width of each stage, in channels.
         layer: the layer family that the programs were made for, of ``optnet.networks.layers.FAMILIES``.
         options: see ``NetworkOptions``; those that shape the programs are not used.
-        global_pool: of the head, by timm's name.
-        device, dtype: of every parameter.
+        global_pool: the pooling of the head, by timm's name.
+        device, dtype: those of every parameter.
 
     Raises:
-        ModelError: an impossible option, or programs that are not the stages of one network.
+        ModelError: an option is wrong, or the programs are not the stages of one network.
     """
 
     def __init__(
@@ -133,7 +133,10 @@ class Network(nn.Module):
             following = programs[(i + 1) % len(programs)].start
             stage = Stage(program, family(chs, width, stride, i == 0, style), len(following.starts), **how)
             if i and stage.streams != self.stages[-1].out_streams:
-                raise ModelError(f"{program.start.name} ends a stage with one iterate and starts the next with two")
+                raise ModelError(
+                    f"{program.start.name} returns {self.stages[-1].out_streams} iterate(s) to a stage with "
+                    f"{stage.streams} starting points; return as many as it starts from"
+                )
             self.stages.append(stage)
             chs = stage.out_chs
             self.feature_info.append({"num_chs": chs, "reduction": reduction, "module": f"stages.{i}"})
@@ -183,7 +186,7 @@ class Network(nn.Module):
 
     @torch.jit.ignore
     def init_weights(self) -> None:
-        """He's initialisation of the convolutions (fan out); all else stays as it is made."""
+        """He's initialisation of the convolutions (fan out); everything else keeps its initial values."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 weight = torch.empty_like(module.weight)
@@ -210,7 +213,7 @@ class Network(nn.Module):
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        """The coefficients, which decay would pull off the algorithm, and weight norm's scales, like other norms'."""
+        """The coefficients, which weight decay would pull away from the algorithm, and the scales of weight norm."""
         return coefficient_names(self) | weight_norm_scales(self)
 
     @torch.jit.ignore
@@ -236,7 +239,7 @@ class Network(nn.Module):
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         return self.head(x, pre_logits=pre_logits)
 
-    def forward(self, x: Tensor) -> Tensor:  # a real annotation, not a string: fx copies it into the code it writes
+    def forward(self, x: Tensor) -> Tensor:  # a real annotation, not a string: fx copies it into the generated code
         return self.forward_head(self.forward_features(x))
 
     def forward_intermediates(
@@ -250,8 +253,9 @@ class Network(nn.Module):
     ) -> Any:
         """The stages' outputs (streams merged), with or without the final features; timm's contract.
 
-        Of a projected network's inner stages it is the iterate that the next layer reads. With ``stop_early`` the final
-        features are those of the last stage that ran, and the last norm acts after the last stage only.
+        With ``transition='project'``, an inner stage's output is the iterate that the next layer reads. With
+        ``stop_early``, the final features are those of the last stage that ran; the last norm acts only after the last
+        stage of the network.
         """
         if output_fmt != "NCHW":
             raise ModelError(f"output_fmt='{output_fmt}' is unknown; features are NCHW")
@@ -298,12 +302,12 @@ def _check_counts(**given: Any) -> None:
 
 
 def _check_stages(programs: Sequence[StageProgram], widths: Sequence[int], layer: str) -> None:
-    """Whether the programs are the stages of one network."""
+    """Checks that the programs are the stages of one network."""
     if not programs or len(programs) != len(widths):
-        raise ModelError(f"there are {len(programs)} programs for {len(widths)} stages")
+        raise ModelError(f"there are {len(programs)} programs and {len(widths)} widths; give one of each per stage")
     first = programs[0].start
     if any(two.start.starts not in (one.start.results, first.starts) for one, two in itertools.pairwise(programs)):
-        raise ModelError("the programs are not the stages of one network in their order")
+        raise ModelError("the programs are not the stages of one network in their order; give Network.programs")
     for i, program in enumerate(programs, 1):
         if not program.start.calls(program.start.main):
             raise ModelError(
@@ -311,7 +315,7 @@ def _check_stages(programs: Sequence[StageProgram], widths: Sequence[int], layer
                 f"transition=restart"
             )
         if len(program.start.starts) > len(first.starts) and not _family(layer).same_start:
-            raise ModelError(f"transition=project does not go with layer={layer}, whose iterates have several widths")
+            raise ModelError(f"transition=project does not go with layer={layer}, whose iterates have different widths")
 
 
 def _family(layer: str) -> type[Family]:
@@ -336,4 +340,4 @@ def _head(
     try:
         return ClassifierHead(chs, classes, pool_type=pool, drop_rate=drop_rate, device=device, dtype=dtype)
     except (AssertionError, ValueError) as error:
-        raise ModelError(f"global_pool='{pool}' and drop_rate={drop_rate} make no head: {reason(error)}") from None
+        raise ModelError(f"global_pool='{pool}' or drop_rate={drop_rate} is wrong: {reason(error)}") from None

@@ -4,7 +4,7 @@ Lemma 4 (Li, Yang, Chen, Lin 2018): let W be symmetric positive definite, U = W^
 f(z) = |z|^2 / 2 - sum_i psi((U z + b)_i) satisfies z - grad f(z) = U phi(U z + b). So the layer x -> phi(W x + b) is
 gradient descent with unit step size on f in z = U x. Three rows of the published table are misprinted and corrected
 here: the psi of softsign for t <= 0 (the logarithm of a negative number), of leaky ReLU (alpha^2 instead of alpha) and
-of ELU (a jump by alpha at 0).
+of ELU (a jump of alpha at 0).
 
 Fenchel and Young: for a non-decreasing phi, G = psi and its conjugate F(x) = sup_u (x u - G(u)) satisfy
 F(x) + G(u) - x u >= 0, with equality exactly at x = phi(u). Lifted training penalises this gap; (F, G) is the proximal
@@ -55,12 +55,12 @@ class Activation:
 
     @property
     def is_identity(self) -> bool:
-        """Whether phi(t) = t, as its pieces say: a fact, whatever the activation is called."""
+        """Whether phi(t) = t, according to ``pieces`` and not to the name."""
         return self.pieces == IDENTITY
 
     @property
     def is_rectifier(self) -> bool:
-        """Whether phi(t) = max(t, 0), as its pieces say."""
+        """Whether phi(t) = max(t, 0), according to ``pieces``."""
         return self.pieces == RECTIFIER
 
     def slope(self, u: Tensor) -> Tensor:
@@ -317,7 +317,7 @@ ACTIVATIONS: dict[str, Callable[..., Activation]] = {
 
 
 def activation(name: str, **parameters: float) -> Activation:
-    """The activation with a name.
+    """The activation of this name.
 
     Raises:
         RequestError: there is no such activation, or a parameter is out of range.

@@ -1,4 +1,4 @@
-"""The options of an image network: every one is declared here, once. Builds nothing."""
+"""The options of an image network, each declared once. Builds nothing."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ STEMS = ("small", "imagenet")
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkOptions:
-    """What an image network is made of, beside its algorithm, its sizes and its classes.
+    """The options of an image network, apart from its algorithm, its sizes and its number of classes.
 
     Raises:
         ModelError: from ``checked``: a value is unknown or out of range.
     """
 
-    layer: str | None = choice(None, *FAMILIES, help="the layer family; null: what suits the algorithm")
+    layer: str | None = choice(None, *FAMILIES, help="the layer family; null: the one that suits the algorithm")
     reading: str | None = choice(
-        None, *READINGS, help="T is the layer (map) or T = id + F with F the layer (residual); null: what suits"
+        None, *READINGS, help="map: T is the layer; residual: T = id + F, F is the layer; null: the one that suits"
     )
     transition: str = choice(
         "restart", *TRANSITIONS, help="restart the algorithm in each stage, or project every live iterate into the next"
@@ -34,13 +34,13 @@ class NetworkOptions:
     coefficient_init: str = choice(
         "ancestor", *COEFFICIENT_INITS, help="start at the classical network's coefficients or at the algorithm's own"
     )
-    per_channel: bool = option(False, help="one coefficient a channel instead of one a term")
+    per_channel: bool = option(False, help="one coefficient per channel instead of one per term")
     memory: str = choice(
         "keep", *MEMORY, help="keep the activations for the backward pass, or recompute them (activation checkpointing)"
     )
     norm: str = choice("batch", *NORMS, help="the norm; mean: mean-only batch norm; weight: weight normalisation")
     norm_place: str | None = choice(
-        None, *PLACES, help="where norms stand to linear maps; null: where the layer has them"
+        None, *PLACES, help="norms after or before the linear maps; null: the layer's default"
     )
     act_layer: str = option("relu", help="the activation, by timm's name")
     stem: str = choice("small", *STEMS, help="a 3x3 convolution, or 7x7 with stride 2 and max pooling")
@@ -48,6 +48,6 @@ class NetworkOptions:
     drop_rate: float = number(0.0, 0, 1, help="dropout before the classifier")
 
     def checked(self) -> NetworkOptions:
-        """Itself, if every value is in its range."""
+        """Checks that every value is in its range; returns itself."""
         check(self, error=ModelError)
         return self

@@ -20,12 +20,12 @@ from optnet.networks.unrolled import unrolled_in
 
 @dataclass(frozen=True)
 class Point:
-    """One depth of the network: the input of a layer, which is an iterate x_k in our networks.
+    """The signal at one layer's input, which is an iterate x_k in our networks.
 
     Attributes:
         layer: the name of the layer.
         activation: the root mean square of the input's entries.
-        gradient: the Euclidean norm of the gradient in the input, divided by that of the deepest layer.
+        gradient: the Euclidean norm of the gradient with respect to the input, divided by that of the deepest layer.
     """
 
     layer: str
@@ -67,7 +67,7 @@ def of(
 
 @contextmanager
 def _refused(name: str) -> Iterator[None]:
-    """Turns a foreign model's exception about options, images or a scheme into one line."""
+    """Turns an exception of any model about options, images or a scheme into a ``ModelError`` of one line."""
     try:
         yield
     except RequestError:
@@ -114,7 +114,7 @@ def measure(model: nn.Module, images: Tensor, seed: int = 0) -> list[Point]:
                 for hook in hooks:
                     hook.remove()
             if not isinstance(logits, Tensor):
-                raise ModelError("the signal needs a model that returns one tensor; this one returns several")
+                raise ModelError("this model does not return one tensor; the signal needs a model that does")
             direction = torch.randn(logits.shape, generator=torch.Generator().manual_seed(seed)).to(logits)
             torch.autograd.grad((logits * direction).sum(), images)
     finally:
@@ -138,7 +138,7 @@ def _layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def figure(points: dict[str, Sequence[Point]], title: str) -> Figure:
-    """A plot of activations and gradients against depth on logarithmic scales, with a line per entry of ``points``."""
+    """Plots activations and gradients against depth on logarithmic scales, with one line per entry of ``points``."""
     made = Figure(figsize=(10, 4), layout="constrained")
     left, right = made.subplots(1, 2)
     for label, line in points.items():

@@ -23,8 +23,8 @@ COEFFICIENTS = ("learnable", "fixed")
 class Unrolled(nn.Module):
     """An unrolled algorithm: one module that takes the starting points and returns what the algorithm returns.
 
-    The work is done by ``body``, a ``torch.fx.GraphModule``; the first eager call is run node by node and checks that
-    the terms of every sum have one shape.
+    ``body``, a ``torch.fx.GraphModule``, does the work. The first eager call runs it node by node and checks that all
+    terms of a sum have the same shape.
 
     Attributes:
         program: the program with the weights that the coefficients started from.
@@ -66,7 +66,7 @@ class Unrolled(nn.Module):
         return self.body(*starts)
 
     def reads(self) -> set[int]:
-        """The numbers of the starting points that something is made of: fixed weights of 0 may leave one aside."""
+        """The numbers of the starting points that the graph uses; fixed weights of 0 may leave one unused."""
         nodes = [node for node in self.body.graph.nodes if node.op == "placeholder"]
         if isinstance(self, _UnrolledFromList):
             return {user.args[1] for node in nodes for user in node.users}
@@ -80,7 +80,7 @@ class Unrolled(nn.Module):
 
     @torch.jit.ignore
     def set_checkpointing(self, enable: bool = True) -> None:
-        """Whether the layers' activations are computed again in the backward pass instead of kept."""
+        """Turns activation checkpointing of the layers on or off."""
         set_recomputing(self.body, enable)
 
     def extra_repr(self) -> str:
@@ -88,7 +88,7 @@ class Unrolled(nn.Module):
 
 
 class _UnrolledFromOne(Unrolled):
-    """Written out because TorchScript takes no ``*starts``; so are the next two."""
+    """Has an explicit signature, like the next two, because TorchScript does not support ``*starts``."""
 
     def forward(self, x: Tensor) -> Any:
         if not torch.jit.is_scripting():
@@ -113,8 +113,8 @@ class _UnrolledFromList(Unrolled):
 class Coefficient(NamedTuple):
     """One entry of the coefficient table: the weight of ``term`` in the sum ``step`` of the unrolled module ``stage``.
 
-    Of a per-channel coefficient ``value`` is the mean over the channels. ``textbook`` is the algorithm's own weight, or
-    None for a term that the algorithm itself does not have.
+    For a per-channel coefficient, ``value`` is the mean over the channels. ``textbook`` is the algorithm's own weight,
+    or None for a term that the algorithm itself does not have.
     """
 
     stage: str
@@ -175,11 +175,11 @@ def unroll(
 ) -> Unrolled:
     """Unrolls an algorithm (or its program) onto real layers.
 
-    A module given as an operator is shared by all calls (tied weights, the literal algorithm); a factory
-    ``(call) -> nn.Module`` is asked once per call. A factory (or shared module) with a true ``weighted``
-    makes layers that are called ``layer(inputs, weights)`` with lists and fold the weights into their last affine
-    (weights is None for all ones); one with ``sums`` makes one such layer for all fresh calls of a sum. All
-    others are called ``layer(x)``, with tensors of shape (batch, channels, ...).
+    All calls share a module that is given as an operator (tied weights, the literal algorithm). A factory
+    ``(call) -> nn.Module`` is called once per call. Layers are called ``layer(x)``, with x of shape (batch, channels,
+    ...). If a factory or shared module has a true attribute ``weighted``, its layers are called
+    ``layer(inputs, weights)`` with two lists, and they fold the weights into their last affine map (weights is None if
+    all are 1). If a factory has a true attribute ``sums``, it makes one such layer for all fresh calls of a sum.
 
     Args:
         algorithm: whatever ``optnet.trace`` takes, or a ``Program`` (then steps, reading and constants are its own).
@@ -189,13 +189,13 @@ def unroll(
         reading: ``map`` (default) or ``residual``; see ``optnet.trace``.
         per_channel: one coefficient per channel instead of one per term; needs ``channels``.
         channels: the number of channels (dimension 1) of the iterates.
-        shortcuts: for a starting point the module applied to it wherever it is not an operator's argument; None says
-            that it has another shape and enters sums only through operators.
+        shortcuts: for a starting point, the module that is applied to it wherever it is not an operator's argument;
+            None says that it has another shape and enters sums only through operators.
         textbook: the algorithm's own program, if ``algorithm`` is one with other weights.
         packed: the module takes one list of tensors and returns one, for callers with a varying number of them.
-        memory: ``keep`` the layers' activations for the backward pass, or ``checkpoint``: keep their inputs and compute
-            the rest again.
-        device, dtype: of the coefficients.
+        memory: ``keep`` the layers' activations for the backward pass, or ``checkpoint``: keep their inputs and
+            recompute the rest.
+        device, dtype: those of the coefficients.
         constants: the algorithm's constants. Those whose names this function does not use itself may also be given as
             keywords.
 
@@ -210,7 +210,7 @@ def unroll(
         raise OperatorError("per_channel=True needs channels=C, the number of channels of the iterates")
     if isinstance(algorithm, Program):
         if steps is not None or reading is not None or constants or more:
-            raise AlgorithmError("a program has its steps, reading and constants already; give them to optnet.trace")
+            raise AlgorithmError("a program already has its steps, reading and constants; give them to optnet.trace")
         program = algorithm
     else:
         if steps is None:

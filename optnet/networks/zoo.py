@@ -28,7 +28,7 @@ class Preset:
         algorithm: its name.
         blocks, widths: the iterations and the width of each stage.
         options: see ``NetworkOptions``.
-        published: the weights of its exact ancestor that it loads: tag -> timm's model.
+        published: the weights of its exact ancestor that it can load: tag -> name of timm's model.
     """
 
     algorithm: str
@@ -65,7 +65,7 @@ MODELS: dict[str, Preset] = {
     "hbnet_small": _net("heavy_ball", [2] * 3),
     "agdnet_small": _dense(4, stem_width=24),
     "admmnet_small": _net("merge_and_run", [2] * 3),
-    # 32 pixels: depth 6n + 2 (basic), 9n + 2 (bottleneck), 3m + 4 (dense); a plain net has 6n + 2 layers of its own
+    # 32 pixels: depth 6n + 2 (basic), 9n + 2 (bottleneck), 3m + 4 (dense); a plain net of depth 6n + 2 has 2n per stage
     "gdnet20_cifar": _net("gradient_descent", [6] * 3),
     "gdnet56_cifar": _net("gradient_descent", [18] * 3),
     "hbnet20_cifar": _net("heavy_ball", [3] * 3),
@@ -92,7 +92,7 @@ MODELS: dict[str, Preset] = {
 
 
 def _cfg(preset: Preset) -> dict[str, Any]:
-    """The default configuration of a model: the images it is meant for."""
+    """The default configuration of a model, which describes the images it is meant for."""
     ours = {"first_conv": "stem.conv", "classifier": "head.fc"}
     if preset.options.get("stem") == "imagenet":
         return {
@@ -134,10 +134,10 @@ def build_network(
     dtype: Any = None,
     **options: Any,
 ) -> Network:
-    """A network from an algorithm, or from its stages' programs as data (a checkpoint's): that runs nobody's file.
+    """A network from an algorithm, or from its stages' programs as a checkpoint holds them, which runs no user file.
 
     Raises:
-        ModelError: neither is given, or the programs come without the layer family they were made for.
+        ModelError: neither is given, or the programs come without their layer family.
     """
     shared: dict[str, Any] = {
         "num_classes": num_classes, "in_chans": in_chans, "global_pool": global_pool, "device": device, "dtype": dtype,
@@ -193,7 +193,7 @@ def create_model(algorithm: str | Callable[..., Any] | Algorithm, **kwargs: Any)
 def freeze_all_but_coefficients(model: nn.Module) -> nn.Module:
     """Freezes every parameter but the algorithm's learnable coefficients; returns the model.
 
-    The norms' running statistics are no parameters: they go on moving in training mode.
+    The norms' running statistics are not parameters, so they still change in training mode.
 
     Raises:
         ModelError: the model has no learnable coefficients.

@@ -1,4 +1,4 @@
-"""A convolution that takes a weight on its output or its input channels. Knows no layer family."""
+"""Convolutions whose weights are scaled per output or input channel. Knows no layer family."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ class Family:
         raise NotImplementedError
 
     def P(self) -> LayerFactory:
-        """The activation, preceded by the shortcut where it is applied to a starting point."""
+        """The activation. On a starting point, the shortcut comes before it."""
         return LayerFactory(self._activation)
 
     def _activation(self, call: Call) -> nn.Module:
@@ -74,7 +74,7 @@ class Family:
         return nn.Sequential(*self.style.conv_norm(self.in_chs, self.chs, 1, self.stride))
 
     def transition(self) -> nn.Module:
-        """The module that the stage's input passes first: the algorithm is restarted at another width."""
+        """The module that the stage's input passes through before the algorithm starts at this width."""
         return nn.Identity()
 
     def out_chs(self, own: int, results: int) -> int:

@@ -75,14 +75,14 @@ class GroupNorm(nn.GroupNorm):
 
 
 class Unnormed(nn.Module):
-    """``x``: stands where a norm would. It ignores the scale, which goes into the convolution instead."""
+    """``x``: takes the place of a norm. It ignores the scale, which goes into the convolution instead."""
 
     def forward(self, input: Tensor, scale: Tensor | None = None) -> Tensor:
         return input
 
 
 def scaled(norm: nn.Module, x: Tensor, scale: Tensor | None) -> Tensor:
-    """``scale * norm(x)`` through the norm's affine map, or after it for foreign norms (frozen or synchronised)."""
+    """``scale * norm(x)``: through our norms' affine map, or after any other norm (frozen or synchronised)."""
     if isinstance(norm, BatchNorm2d | MeanOnlyBatchNorm2d | GroupNorm | Unnormed):
         return norm(x, scale)
     return norm(x) if scale is None else norm(x) * scale.type_as(x).reshape(-1, 1, 1)

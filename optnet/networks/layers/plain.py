@@ -22,7 +22,7 @@ class PlainLayer(nn.Module):
 
 
 class Plain(Family):
-    """T = conv-BN-activation, for the map reading; P is the identity unless it is asked for."""
+    """T = conv-BN-activation, for the map reading. An optional P stays the identity."""
 
     def T(self) -> LayerFactory:
         return LayerFactory(self._layer)

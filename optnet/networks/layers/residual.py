@@ -119,7 +119,7 @@ class Bottleneck(Basic):
 class PreActBasic(Family):
     """Pre-activation basic block, P = identity.
 
-    Where a stage needs a projection, the shortcut and the first layer share the first norm, which the transition owns.
+    Where a stage needs a projection, the shortcut and the first layer share the first norm, which the transition holds.
     """
 
     final_norm = True

@@ -23,7 +23,7 @@ class Style:
     Attributes:
         act_layer: the activation's name in timm.
         norm: one of ``NORMS``.
-        norm_place: the norms stand ``after`` or ``before`` the linear maps; None takes the layer family's default.
+        norm_place: norms come ``after`` or ``before`` the linear maps; None takes the layer family's default.
         device, dtype: those of every module.
 
     Raises:
@@ -56,7 +56,7 @@ class Style:
         """
         place = self.norm_place or places[0]
         if place not in places:
-            raise ModelError(f"norm_place={place} does not go with this layer, whose norms are {places[0]}")
+            raise ModelError(f"norm_place={place} does not go with this layer; it takes {', '.join(places)}")
         return replace(self, norm_place=place)
 
     @property
