@@ -88,7 +88,7 @@ def optimized_gradient_norm(T: Operator, x: Iterate, steps: int) -> Iterate:
 )
 def triple_momentum(T: Operator, x: Iterate, steps: int, *, q: float = 0.1) -> Iterate:
     """z_{k+1} = (1 + b) z_k - b z_{k-1} + a (T(y_k) - y_k),  y_k = (1 + c) z_k - c z_{k-1},  z_{-1} = z_0 = x_0
-    The method returns x_N = (1 + d) z_N - d z_{N-1}.
+    x_{k+1} = (1 + d) z_{k+1} - d z_k, of which the method returns the last.
 
     r = 1 - sqrt q, a = 1 + r, b = r^2 / (2 - r), c = r^2 / ((1 + r) (2 - r)), d = r^2 / (1 - r^2), q = mu / L.
     """
