@@ -1,5 +1,8 @@
 """Every error that means "the request was wrong", and the one line that is made of anybody else's error."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class RequestError(ValueError):
     """The request was wrong; the message is one line that says what to write instead."""
@@ -49,8 +52,16 @@ def reason(error: BaseException, most: int = 300) -> str:
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     line = lines[0] if lines else type(error).__name__
+    if isinstance(error, KeyError):  # its message is the key alone
+        line = f"there is no {line}"
     line = printable(line)
     return line if len(line) <= most else f"{line[:most]}..."
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the nearest known ones, or nothing."""
+    near = difflib.get_close_matches(word, list(known), n=3)
+    return f"; did you mean {' or '.join(near)}?" if near else ""
 
 
 def printable(text: str) -> str:

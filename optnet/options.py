@@ -6,6 +6,7 @@ Signature checks, the command line, ``--help`` and messages all read the declara
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Collection, Iterator
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from typing import Any
@@ -35,6 +36,36 @@ def choice(default: str | None, *options: str, help: str = "") -> Any:
 def option(default: Any = MISSING, *, factory: Any = MISSING, example: Any = None, help: str = "") -> Any:
     """Any other value: a truth value, a text, a list, a table."""
     return field(default=default, default_factory=factory, metadata={"example": example, "help": help})
+
+
+def path(default: Any = MISSING, *, factory: Any = MISSING, example: Any = None, help: str = "") -> Any:
+    """The name of a file or folder, or several; see ``expand_paths``."""
+    return field(default=default, default_factory=factory, metadata={"example": example, "help": help, "path": True})
+
+
+def tables(config: Any, prefix: str = "") -> Iterator[str]:
+    """The dotted names of the options that are tables with free keys."""
+    for key in fields(config):
+        value = getattr(config, key.name)
+        if is_dataclass(value):
+            yield from tables(value, f"{prefix}{key.name}.")
+        elif isinstance(value, dict):
+            yield f"{prefix}{key.name}"
+
+
+def expand_paths(config: Any) -> None:
+    """Writes a person's home folder in the place of ``~`` in every path."""
+    for key in fields(config):
+        value = getattr(config, key.name)
+        if is_dataclass(value):
+            expand_paths(value)
+        elif key.metadata.get("path") and value:
+            expanded = (
+                [os.path.expanduser(v) if isinstance(v, str) else v for v in value]
+                if isinstance(value, list)
+                else (os.path.expanduser(value) if isinstance(value, str) else value)
+            )
+            setattr(config, key.name, expanded)
 
 
 def one_of(name: str, value: Any, options: Collection[str], error: type[RequestError] = ConfigError) -> None:

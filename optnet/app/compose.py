@@ -30,10 +30,10 @@ from optnet.app.config import Evaluate, Train
 from optnet.app.exits import exit_statuses
 from optnet.app.guide import guide
 from optnet.data import DataOptions
-from optnet.errors import AlgorithmError, ConfigError, RequestError
+from optnet.errors import AlgorithmError, ConfigError, RequestError, did_you_mean
 from optnet.language.lookup import find_algorithm, list_algorithms
 from optnet.networks.zoo import list_models
-from optnet.options import check, example
+from optnet.options import check, example, expand_paths, tables
 from optnet.training.distributed import launched
 from optnet.training.trainers import TRAINERS
 
@@ -79,11 +79,13 @@ def run(name: str, schema: Schema, prepare: Prepare, job: sweep.Job) -> None:
             config, groups = compose(name, schema, asked.overrides)
             print(guide(name, config, groups))
             return
-        if not (asked.hydra_help or asked.config_dir or asked.config_path or asked.config_name):
+        if not (asked.hydra_help or asked.shell_completion):
+            place = _place(asked)
             composed = [
-                (compose(name, schema, overrides)[0], overrides) for overrides in _jobs(asked.overrides, asked.multirun)
+                (compose(asked.config_name or name, schema, overrides, *place)[0], overrides)
+                for overrides in _jobs(asked.overrides, asked.multirun)
             ]
-            if not (asked.cfg or asked.info or asked.shell_completion):
+            if not (asked.cfg or asked.info):
                 _PREPARED.extend(prepare(composed))
 
     def main(config: Any) -> float:
@@ -143,9 +145,12 @@ def register(name: str, schema: Schema, arguments: list[str]) -> list[str]:
         keys = OmegaConf.to_container(OmegaConf.structured(kind.options))
         store.store(group="schema", name=trainer, node=keys, package="trainer")
     models, algorithms = set(list_models()), set(list_algorithms())
+    free = tuple(f"{table}." for table in tables(schema()) if table != "algorithm")
     written = []
     for argument in arguments:
         key, _, values = argument.partition("=")
+        if key.startswith(free):
+            argument = f"++{argument}"  # Hydra asks for it where a table gets a new key
         if key == "model":
             models.update(value for value in values.split(",") if timm.is_model(value))
         elif key == "algorithm":
@@ -199,16 +204,37 @@ def _jobs(arguments: list[str], multirun: bool) -> Iterator[list[str]]:
     return (list(job) for job in itertools.product(*parts))
 
 
-def compose(name: str, schema: Schema, overrides: Sequence[str]) -> tuple[Any, dict[str, list[str]]]:
+def _place(asked: Any) -> tuple[Path, list[str]]:
+    """The folder of the first configuration, and the folders besides, as --config-path and --config-dir say.
+
+    Raises:
+        ConfigError: one of them is no folder.
+    """
+    for key in ("config_path", "config_dir"):
+        given = getattr(asked, key)
+        if given and "://" not in given and not Path(given).is_dir():
+            raise ConfigError(f"--{key.replace('_', '-')} {given}: there is no such folder")
+    first = Path(asked.config_path).absolute() if asked.config_path else conf()
+    return first, [f"file://{Path(asked.config_dir).absolute()}"] if asked.config_dir else []
+
+
+def compose(
+    name: str, schema: Schema, overrides: Sequence[str], place: Path | None = None, besides: Sequence[str] = ()
+) -> tuple[Any, dict[str, list[str]]]:
     """The configuration of these overrides, checked, and the options of every group.
+
+    Args:
+        place: the folder of the configuration ``name``; by default conf/.
+        besides: further places where Hydra looks for groups.
 
     Raises:
         ConfigError: a key or a value is wrong.
     """
     try:
         GlobalHydra.instance().clear()
-        with hydra.initialize_config_dir(str(conf()), version_base=None):
-            config = hydra.compose(name, list(overrides))
+        with hydra.initialize_config_dir(str(place or conf()), version_base=None):
+            more = [f"hydra.searchpath=[{','.join(map(repr, besides))}]"] if besides else []
+            config = hydra.compose(name, [*overrides, *more])
             loader = GlobalHydra.instance().config_loader()
             groups = [group for group in loader.list_groups("") if group not in ("hydra", "schema")]
             options = {group: sorted(loader.get_group_options(group)) for group in groups}
@@ -220,7 +246,18 @@ def compose(name: str, schema: Schema, overrides: Sequence[str]) -> tuple[Any, d
             defaults = schema()
             defaults.data = defaults.data or DataOptions()  # evaluate.py takes a checkpoint's own
             raise _wrong_type(error.__cause__, defaults) from None
-        raise ConfigError(_one_line(error)) from None
+        raise ConfigError(_one_line(error) + _near(error, schema)) from None
+
+
+def _near(error: Exception, schema: Schema) -> str:
+    """The nearest right names, where a group's option or a key is unknown."""
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, option = str(error.missing_cfg_file).rpartition("/")
+        known = list(error.options or [])
+        return did_you_mean(option, [*known, *timm.list_models()] if group == "model" else known)
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    key = str(getattr(cause, "full_key", "") or getattr(cause, "key", "") or "")
+    return did_you_mean(key, [option.name for option in describe(schema())]) if key else ""
 
 
 def typed(schema: Schema, config: Any) -> Any:
@@ -235,6 +272,7 @@ def typed(schema: Schema, config: Any) -> Any:
         checked = _objects(schema, config)
     except OmegaConfBaseException as error:
         raise ConfigError(_one_line(error)) from None
+    expand_paths(checked)
     check(checked)
     return checked
 
@@ -250,7 +288,8 @@ def _objects(schema: Schema, content: Any) -> Any:
             raise ConfigError(f"trainer.name={name} is unknown; it is one of {', '.join(TRAINERS)}")
         base.trainer = OmegaConf.structured(TRAINERS[name].options)
     try:
-        return OmegaConf.to_object(OmegaConf.merge(base, content))
+        plain = OmegaConf.to_container(content)  # merged as it is, a key that was added with + would pass
+        return OmegaConf.to_object(OmegaConf.merge(base, plain))
     except ValidationError as error:
         raise _wrong_type(error, OmegaConf.to_object(base)) from None
 

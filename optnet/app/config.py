@@ -9,7 +9,7 @@ from optnet.data import SPLITS, DataOptions
 from optnet.errors import ConfigError
 from optnet.networks.initialisation import InitOptions
 from optnet.networks.options import NetworkOptions
-from optnet.options import choice, number, option
+from optnet.options import choice, number, option, path
 from optnet.training.backprop import BackpropOptions
 from optnet.training.distributed import DistributedOptions
 from optnet.training.job import RunOptions
@@ -47,9 +47,9 @@ class Train(RunOptions):
     name: str | None = option(
         None, help="the run's folder under runs; null: made from the model's and the data's names"
     )
-    resume: str | None = option(None, help="the folder of a run to resume; its settings are kept")
+    resume: str | None = path(None, help="the folder of a run to resume; its settings are kept")
     edited_config: bool = option(False, help="with resume=: resume although the run's config.yaml was edited")
-    runs: str = option("runs", help="the folder that the runs' folders are made in")
+    runs: str = path("runs", help="the folder that the runs' folders are made in")
     model: Model = field(default_factory=Model)
     algorithm: dict[str, Any] = option(factory=dict, help="the algorithm's name, and its constants")
     data: DataOptions = field(default_factory=DataOptions)
@@ -79,7 +79,7 @@ class Train(RunOptions):
 class Evaluate:
     """The keys of evaluate.py."""
 
-    checkpoint: Any = option(
+    checkpoint: Any = path(
         None, example="best.pt", help="a file like runs/.../checkpoints/best.pt, or several: [a.pt,b.pt]"
     )
     model: Any = option(
@@ -91,7 +91,7 @@ class Evaluate:
     batch_size: int = number(256, 1, help="images in a batch")
     seed: int = number(0, 0, 2**31 - 1, help="of the split of the data and of weights that are not loaded")
     device: str = option("auto", help="auto, cpu, cuda, cuda:1, mps")
-    output: str | None = option(
+    output: str | None = path(
         None, help="the file to write; null: evaluation.json in the run's folder, or in one of its own"
     )
     data: DataOptions | None = option(None, help="the data set; null: a checkpoint's own, else the digits")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import timm
 from torch import nn
 
 from optnet.app.config import Model
-from optnet.errors import AlgorithmError, ConfigError, ModelError, RequestError, reason
+from optnet.errors import AlgorithmError, ConfigError, ModelError, RequestError, did_you_mean, reason
 
 
 def build(
@@ -24,9 +28,8 @@ def build(
         ConfigError: the algorithm cannot be found or traced.
     """
     if not timm.is_model(config.name):
-        near = timm.list_models(f"*{config.name}*")[:3]
-        hint = f"did you mean {', '.join(near)}?" if near else "see optnet.list_models() and timm.list_models()"
-        raise ModelError(f"unknown model '{config.name}': {hint}")
+        near = did_you_mean(config.name, timm.list_models()) or "; see optnet.list_models() and timm.list_models()"
+        raise ModelError(f"unknown model '{config.name}'{near}")
     kwargs = {key: value for key, value in vars(config).items() if value is not None and key not in ("name", "kwargs")}
     kwargs.update(config.kwargs, num_classes=classes, in_chans=shape[0])
     if sized and getattr(_pretrained(config.name), "fixed_input_size", False):
@@ -36,8 +39,12 @@ def build(
         kwargs = {"layer": None, "reading": None, **kwargs, "algorithm": algorithm["name"]}
     if constants:
         kwargs["constants"] = constants
+    file = kwargs.get("checkpoint_path")
+    if file and not Path(str(file)).is_file():
+        raise ModelError(f"model.kwargs.checkpoint_path={file}: there is no such file")
     try:
-        return timm.create_model(config.name, **kwargs), kwargs
+        with _silent():
+            return timm.create_model(config.name, **kwargs), kwargs
     except AlgorithmError as error:
         raise ConfigError(f"algorithm={algorithm.get('name') or config.name}: {error}") from None
     except RequestError:
@@ -46,6 +53,16 @@ def build(
         raise ModelError(f"model={config.name} does not take an option that is set: {reason(error)}") from None
     except Exception as error:  # anybody's model may raise anything
         raise ModelError(f"model={config.name}: {reason(error)}") from None
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Keeps timm's and the hub's log messages to themselves: an error says in one line what they said in many."""
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _pretrained(name: str) -> Any:

@@ -19,7 +19,7 @@ from optnet.app.exits import exit_statuses
 from optnet.app.launch import launch
 from optnet.app.sweep import Result
 from optnet.data import DataOptions, DataSet, load_as
-from optnet.errors import ConfigError
+from optnet.errors import ConfigError, reason
 from optnet.networks import initialisation
 from optnet.training import checkpoint, distributed, trainers
 from optnet.training.environment import find_device, random_state
@@ -192,7 +192,15 @@ def _check_folder(runs: str, name: str | None) -> None:
     """Checks that a run's folder can be made."""
     if name is not None and (Path(name).is_absolute() or ".." in Path(name).parts or not name.strip()):
         raise ConfigError(f"name={name} must be the name of a folder under runs/")
+    for key, value in (("runs", runs), ("name", name or "")):
+        if not value.isprintable():
+            raise ConfigError(f"{key}={value!r} has control characters; give another one")
+    if not runs.strip():
+        raise ConfigError("runs= is empty; it must be a folder, like runs=runs")
     place = Path(runs).absolute() / (name or "")
-    existing = next(path for path in (place, *place.parents) if path.exists())
+    try:
+        existing = next(path for path in (place, *place.parents) if path.exists())
+    except OSError as error:
+        raise ConfigError(f"{'name' if name else 'runs'}={name or runs} is not possible: {reason(error)}") from None
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise ConfigError(f"runs={runs}: {existing} is no folder that can be written to; give another one")

@@ -17,7 +17,7 @@ from optnet.data.examples import Examples, Source
 from optnet.data.loading import FileLoader, Loader, TensorLoader
 from optnet.data.published import PUBLISHED
 from optnet.errors import DataError
-from optnet.options import choice, number, option
+from optnet.options import choice, number, option, path
 
 AUGMENTATIONS = ("none", "shift", "crop_flip", "zoom_flip")
 """The augmentations of training images. ``none``: no augmentation. ``shift``: pad by 1 pixel and crop at random.
@@ -109,7 +109,7 @@ class DataOptions:
     """The data set, the folder of its files, and how its images are split, augmented and read."""
 
     name: str = choice("digits", *DATA_SETS, help="the data set")
-    root: str = option(
+    root: str = path(
         factory=lambda: os.environ.get("OPTNET_DATA", "data"),
         example="data",
         help="the folder of the data sets, in torchvision's layouts; for imagenet and folder: the folder of the class "

@@ -32,6 +32,8 @@ def find_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError, ValueError) as error:
         why = reason(error)
         raise ConfigError(f"device={name} cannot be used here ({why}); try device=auto or device=cpu") from None
+    if made.type == "meta":
+        raise ConfigError("device=meta computes nothing; try device=auto or device=cpu")
     return made
 
 
