@@ -18,7 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.core.plugins import Plugins
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
 from omegaconf import OmegaConf
@@ -33,7 +33,7 @@ from optnet.data import DataOptions
 from optnet.errors import AlgorithmError, ConfigError, RequestError, did_you_mean
 from optnet.language.lookup import find_algorithm, list_algorithms
 from optnet.networks.zoo import list_models
-from optnet.options import check, example, expand_paths, tables
+from optnet.options import check, describe, example, expand_paths, tables
 from optnet.training.distributed import launched
 from optnet.training.trainers import TRAINERS
 
