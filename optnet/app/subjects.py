@@ -15,7 +15,7 @@ from torch import nn
 from optnet.app import models
 from optnet.app.config import Evaluate, Model
 from optnet.data import DataOptions, DataSet, Loader, load_as
-from optnet.errors import CheckpointError, ConfigError, ModelError, reason
+from optnet.errors import CheckpointError, ConfigError, DataError, ModelError, foreign
 from optnet.options import check
 from optnet.training import checkpoint
 
@@ -53,11 +53,14 @@ class Subject:
         image = torch.zeros(self.data.shape)
         if self.transform is not None and _in_files(self.data, split):
             image = self.transform(Image.new("RGB", self.data.shape[:0:-1]))
-        try:
+        size = "x".join(map(str, image.shape))
+        with foreign(f"{self.kind}={self.name} cannot be evaluated on images of {size}", ModelError):
             self.model.eval()(image[None])
-        except Exception as error:
-            size, why = "x".join(map(str, image.shape)), reason(error)
-            raise ModelError(f"{self.kind}={self.name} cannot be evaluated on images of {size}: {why}") from None
+
+
+def _data(loading: DataOptions, seed: int) -> DataSet:
+    with foreign(f"data={loading.name}", DataError):
+        return load_as(loading, seed, training=False)
 
 
 def _in_files(data: DataSet, split: str) -> bool:
@@ -89,7 +92,7 @@ def of_checkpoint(config: Evaluate, file: str, name: str | None) -> Subject:
     try:
         loading = config.data or replace(DataOptions(**saved.config["data"]), download=False)
         check(loading, "data.", CheckpointError)
-        data = load_as(loading, int(saved.config["seed"]), training=False)
+        data = _data(loading, int(saved.config["seed"]))
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{file} does not say which data it was trained on ({error})") from None
     checkpoint.check_classes(saved, data.classes, file)
@@ -105,7 +108,7 @@ def of_name(config: Evaluate, name: str) -> Subject:
         ConfigError: the published weights are for another number of classes. ModelError: see ``models.build``.
     """
     loading = config.data or DataOptions()
-    data = load_as(loading, config.seed, training=False)
+    data = _data(loading, config.seed)
     torch.manual_seed(config.seed)
     kwargs = {"pretrained": True} if config.pretrained else {}
     known = timm.get_pretrained_cfg_value(name, "num_classes") if timm.is_model_pretrained(name) else None
@@ -121,6 +124,7 @@ def of_name(config: Evaluate, name: str) -> Subject:
 
 def timms_transform(model: nn.Module) -> Callable[[Any], torch.Tensor]:
     """Resize, crop, interpolation, mean and deviation of a model's configuration, as timm's validate.py has them."""
-    resolved = resolve_data_config({}, model=model, use_test_size=True)
-    made: Callable[[Any], torch.Tensor] = create_transform(**resolved)
+    with foreign("the model's configuration says nothing of its images", ModelError):
+        resolved = resolve_data_config({}, model=model, use_test_size=True)
+        made: Callable[[Any], torch.Tensor] = create_transform(**resolved)
     return made
