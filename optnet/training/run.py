@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from timm.layers import convert_sync_batchnorm
 
 from optnet.data import Loader
 from optnet.data.loading import seed_of
 from optnet.errors import CheckpointError, RequestError, reason
+from optnet.networks.statistics import synchronise
 from optnet.training import checkpoint, distributed, opening, shares, trainers
 from optnet.training.checkpoint import Checkpoint
 from optnet.training.course import Course
@@ -96,7 +96,7 @@ class Run:
         set_random_state(job.device, job.random)
         self.model = job.model.to(job.device)
         if distributed.size() > 1 and job.batch_norm == "synchronise":
-            self.model = convert_sync_batchnorm(self.model)
+            self.model = synchronise(self.model)
         distributed.broadcast_model(self.model)
         course = self._course(self.options.batch_size, training=True)
         self.trainer = trainers.build(job.recipe, self.model, course.total)
