@@ -130,3 +130,9 @@ def unknown(what: str, word: Any, known: Iterable[str], most: int = 40) -> str:
 def printable(text: str) -> str:
     """A text for a terminal: control characters, which a stranger's file may hold, are shown as escapes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def drawable(text: str, most: int = 60) -> str:
+    """A text for matplotlib, which takes what stands between two dollar signs for a formula; at most so long."""
+    shown = printable(text)
+    return (shown if len(shown) <= most else f"{shown[: most - 3]}...").replace("$", r"\$")

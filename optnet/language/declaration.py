@@ -97,9 +97,7 @@ class Algorithm:
         known = [field.name for field in fields(NetworkDefaults)]
         for key in given or {}:
             if key not in known:
-                raise AlgorithmError(
-                    f"{self.name}: network= has no '{key}'{did_you_mean(key, known)}; it has: {', '.join(known)}"
-                )
+                raise AlgorithmError(f"{self.name}: network= has no '{key}'; it has: {', '.join(known)}")
         return NetworkDefaults(**(given or {}))
 
     def _read_signature(self) -> None:
