@@ -243,6 +243,9 @@ def compose(
     Raises:
         ConfigError: a key or a value is wrong.
     """
+    for override in _parsed(overrides):
+        if override.is_delete() and override.key_or_group not in _groups(schema):
+            raise ConfigError(f"~{override.key_or_group}: a key cannot be left out; give it a value")
     try:
         GlobalHydra.instance().clear()
         with hydra.initialize_config_dir(str(place or conf()), version_base=None):

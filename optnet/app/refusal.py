@@ -32,8 +32,6 @@ def refused(error: Exception, defaults: Any, overrides: Sequence[str] = (), grou
         return wrong_type(cause, defaults)
     if isinstance(cause, (ConfigKeyError, ConfigAttributeError)):
         key = str(getattr(cause, "full_key", "") or getattr(cause, "key", ""))
-        if "delete" in str(error):
-            return ConfigError(f"~{key}: a key cannot be left out; give it a value")
         if key and not key.startswith("hydra."):
             keys = _keys(defaults, overrides)
             known = dict.fromkeys([*keys, *(name.partition(".")[0] for name in keys), *groups])
