@@ -28,7 +28,7 @@ from optnet.training.loop import Progress
 from optnet.training.schema import conform, form
 from optnet.training.shares import Share
 
-FORMAT = 4
+FORMAT = 5
 """The version of the file format. It rises when older files can no longer be read."""
 LAST, BEFORE, BEST = "last.pt", "previous.pt", "best.pt"
 
@@ -63,7 +63,7 @@ class Checkpoint:
         shares: what each process has for itself, by its number, if there are several.
         epoch: what determines the batches of the current epoch.
         rng: the states of torch's generators, by the kind of device.
-        records: of each epoch so far; see ``logbook.Record``.
+        records: of each epoch so far, as text; see ``logbook.Record.read``.
         events: the size of each of TensorBoard's files, in bytes.
         config: the run's settings.
         classes: the names of the data's classes, in order.
@@ -78,7 +78,7 @@ class Checkpoint:
     shares: Annotated[list[dict[str, Any]], list[Share]]
     epoch: Annotated[dict[str, int], Batches]
     rng: dict[str, torch.Tensor]
-    records: Annotated[list[dict[str, Any]], list[Record]]
+    records: str
     events: dict[str, int]
     config: dict[str, Any]
     classes: list[str]
@@ -188,6 +188,7 @@ def parse(content: dict[str, Any], path: str | Path) -> Checkpoint:
     entries = {name: entry for name, entry in content.items() if name != "format"}
     try:
         conform(entries, Checkpoint, "")
+        Record.read(entries["records"])
     except CheckpointError as error:
         raise CheckpointError(f"{path} is not a checkpoint of optnet (format {FORMAT}): {error}") from None
     return Checkpoint(**entries)
