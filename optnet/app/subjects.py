@@ -14,7 +14,7 @@ from torch import nn
 
 from optnet.app import models
 from optnet.app.config import Evaluate, Model
-from optnet.data import DataOptions, DataSet, Loader, load_as
+from optnet.data import DataOptions, DataRecord, DataSet, Loader, load_as
 from optnet.errors import CheckpointError, ConfigError, ModelError, reason
 from optnet.options import check
 from optnet.training import checkpoint
@@ -27,6 +27,7 @@ class Subject:
     Attributes:
         kind: ``checkpoint`` or ``model``.
         loading: how ``data`` is read: as asked for, else as in the checkpoint's training.
+        changed: how the split differs from what it was when the model was trained; empty if it does not.
         transform: of images in files, as timm evaluates this model; None: as they were for its training.
     """
 
@@ -36,6 +37,7 @@ class Subject:
     data: DataSet
     loading: DataOptions
     transform: Callable[[Any], torch.Tensor] | None
+    changed: str = ""
 
     def loader(self, config: Evaluate, device: torch.device) -> Loader:
         return self.data.loader(
@@ -93,7 +95,9 @@ def of_checkpoint(config: Evaluate, file: str, name: str | None) -> Subject:
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{file} does not say which data it was trained on ({error})") from None
     checkpoint.check_classes(saved, data.classes, file)
-    return Subject("checkpoint", file, model, data, loading, None)
+    then = DataRecord.from_dict(saved.data)
+    changed = data.changes(then, (config.split,)) if then.name == data.name else ""
+    return Subject("checkpoint", file, model, data, loading, None, changed)
 
 
 def of_name(config: Evaluate, name: str) -> Subject:

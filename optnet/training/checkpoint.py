@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from timm.models import get_arch_name, load_checkpoint
 from torch import nn
 
+from optnet.data.record import DataRecord
 from optnet.errors import CheckpointError, ConfigError, reason
 from optnet.networks.network import Network
 from optnet.networks.zoo import MODELS
@@ -67,6 +68,7 @@ class Checkpoint:
         events: the size of each of TensorBoard's files, in bytes.
         config: the run's settings.
         classes: the names of the data's classes, in order.
+        data: how many images each split has, and which; see ``record.DataRecord``.
         versions: of what the file was written with.
     """
 
@@ -82,6 +84,7 @@ class Checkpoint:
     events: dict[str, int]
     config: dict[str, Any]
     classes: list[str]
+    data: Annotated[dict[str, Any], DataRecord]
     versions: dict[str, str]
 
 
