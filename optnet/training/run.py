@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -319,7 +319,8 @@ class Run:
             run=self.identity, model=self.job.described, state_dict=self.trainer.model.state_dict(),
             trainer=self.trainer.state_dict(), progress=progress, shares=gathered, epoch=self._epoch(),
             rng=random_state(self.job.device), records=self.logbook.history(), events=self.logbook.marks(),
-            config=self.job.settings, classes=list(self.job.data.classes), versions=versions(),
+            config=self.job.settings, classes=list(self.job.data.classes),
+            preprocessing=asdict(self.job.data.preprocessing), versions=versions(),
         )  # fmt: skip
         checkpoint.save(self.folder / "checkpoints" / name, content, keep if name == checkpoint.LAST else None)
 
