@@ -8,7 +8,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from helpers import call, class_folder, config, crossed, go, only_run, prepare, write_usps
+from helpers import call, class_folder, config, crossed, go, only_run, prepare, some, write_usps
 from PIL import Image
 from timm.data import create_transform, resolve_data_config
 from torchvision import transforms
@@ -82,7 +82,9 @@ def test_a_value_out_of_range_is_refused(key, value):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["resnet18.a1_in1k", "resnetv2_50.a1h_in1k", "densenet121.ra_in1k"])
+@pytest.mark.parametrize(
+    "name", some(["resnet18.a1_in1k", "resnetv2_50.a1h_in1k", "densenet121.ra_in1k"], "resnet18.a1_in1k")
+)
 def test_a_converted_model_has_the_same(name):
     model = timm.create_model(name, num_classes=3)
     ours = optnet.convert.from_timm(model)
@@ -144,37 +146,54 @@ def test_it_is_evaluated_as_it_was_trained(trained, data, tmp_path):
 
 
 STATED = {
-    "data.size=24": {"size": (24, 24)}, "data.crop=1": {"crop": 1.0}, "data.interpolation=nearest":
-    {"interpolation": "nearest"}, "data.mean=[0,0,0]": {"mean": (0.0,) * 3}, "data.std=[1,1,1]": {"std": (1.0,) * 3},
+    "data.size=24": {"size": (24, 24)}, "data.crop=1.0": {"crop": 1.0},
+    'data.interpolation="nearest"': {"interpolation": "nearest"}, "data.mean=[0,0,0]": {"mean": (0, 0, 0)},
+    "data.std=[1,1,1]": {"std": (1, 1, 1)},
 }  # fmt: skip
 
 
-def test_what_is_stated_wins_and_is_said(trained, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("stated", STATED)
+def test_what_is_stated_wins(trained, stated):
+    folder, root = trained
+    key, _, value = stated.partition("=")
+    asked = Evaluate(checkpoint=str(folder / "checkpoints" / "best.pt"), device="cpu")
+    asked.data = DataOptions(name="folder", root=str(root), **{key.removeprefix("data."): json.loads(value)})
+    (subject,) = assess.prepare(asked, ["data=folder", f"++{stated}"]).subjects
+    used = TRAINED.changed(**STATED[stated])
+    assert subject.data.preprocessing == used != TRAINED
+    assert subject.said == f"images of {used}, by {key}; it was trained with {TRAINED}"
+    assert first_batch(subject, asked).shape[1:] == used.shape
+
+
+def test_it_is_said_before_the_scoring_and_kept_with_the_scores(trained, tmp_path, monkeypatch, capsys):
     folder, root = trained
     best = folder / "checkpoints" / "best.pt"
     base = [f"checkpoint={best}", "data=folder", f"data.root={root}", "data.workers=0", "device=cpu"]
-    for number, (stated, changed) in enumerate([("", {}), *STATED.items()]):
+    for number, stated in enumerate((["data.size=24"], [])):
         output = tmp_path / f"{number}.json"
-        given = [stated] if stated else []
-        assert call(monkeypatch, "evaluate", *base, *given, f"output={output}") == 0
+        assert call(monkeypatch, "evaluate", *base, *stated, f"output={output}") == 0
         (entry,) = json.loads(output.read_text())
-        used = TRAINED.changed(**changed)
+        used = TRAINED.changed(size=(24, 24)) if stated else TRAINED
         assert entry["preprocessing"] == json.loads(json.dumps(asdict(used)))
-        (said,) = [line for line in capsys.readouterr().out.splitlines() if "images of" in line]
-        key = stated.partition("=")[0]
-        own = f"images of {used}, by {key}; it was trained with {TRAINED}"
-        assert (
-            said.endswith(own)
-            if stated
-            else f"images of {TRAINED}, as it was trained; folder's own are 3x64x64" in said
+        first = capsys.readouterr().out.splitlines()[0]
+        why = (
+            f"by data.size; it was trained with {TRAINED}" if stated else "as it was trained; folder's own are 3x64x64"
         )
+        assert first.startswith(f"{best}: images of {used}, {why}")
 
 
-def test_images_in_memory_are_brought_to_the_size_too(tmp_path):
-    go(prepare(config(tmp_path, epochs=1, limit_batches=1)))
+@pytest.fixture(scope="module")
+def on_digits(tmp_path_factory):
+    """The best checkpoint of a run on the digits."""
+    place = tmp_path_factory.mktemp("digits")
+    go(prepare(config(place, epochs=1, limit_batches=1)))
+    return str(only_run(place) / "checkpoints" / "best.pt")
+
+
+def test_images_in_memory_are_brought_to_the_size_too(on_digits, tmp_path):
     pixels = np.tile(np.arange(16, dtype=np.uint8) * 16, (10, 16, 1))
     write_usps(tmp_path, pixels, np.arange(10))
-    asked = Evaluate(checkpoint=str(only_run(tmp_path) / "checkpoints" / "best.pt"), device="cpu")
+    asked = Evaluate(checkpoint=on_digits, device="cpu")
     asked.data = DataOptions(name="usps", root=str(tmp_path), verify=False)
     (subject,) = assess.prepare(asked).subjects
     digits = load("digits", "").preprocessing
@@ -186,10 +205,9 @@ def test_images_in_memory_are_brought_to_the_size_too(tmp_path):
         assess.prepare(asked)
 
 
-def test_a_network_for_grey_images_takes_pictures(tmp_path):
-    go(prepare(config(tmp_path, epochs=1, limit_batches=1)))
+def test_a_network_for_grey_images_takes_pictures(on_digits, tmp_path):
     class_folder(tmp_path / "data", classes=list("0123456789"), count=6)
-    asked = Evaluate(checkpoint=str(only_run(tmp_path) / "checkpoints" / "best.pt"), device="cpu")
+    asked = Evaluate(checkpoint=on_digits, device="cpu")
     asked.data = DataOptions(name="folder", root=str(tmp_path / "data"))
     (subject,) = assess.prepare(asked).subjects
     assert first_batch(subject, asked).shape[1:] == (1, 8, 8)
