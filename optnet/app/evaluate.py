@@ -156,7 +156,7 @@ def _entry(subject: Subject, request: Request, score: Score) -> dict[str, Any]:
         "calibration_error": score.calibration_error,
         "per_class": dict(zip(subject.data.classes, score.per_class, strict=True)),
         "parameters": sum(p.numel() for p in model.parameters()), "multiply_adds": multiply_adds(model, images[:1]),
-        "images_per_second": throughput(model, images), "device": str(request.device),
+        "images_per_second": throughput(model, images), "device": str(request.device), "data_changed": subject.changed,
         "threads": torch.get_num_threads(), "versions": versions(),
     }  # fmt: skip
 
@@ -168,6 +168,8 @@ def _show(request: Request, entries: list[dict[str, Any]]) -> None:
     ]
     console().print(table(f"{entries[0]['dataset']}, {request.config.split}", ["", *COLUMNS], rows))
     for subject, entry in zip(request.subjects, entries, strict=True):
+        if subject.changed:
+            print(printable(f"{subject.name}: its data has changed since it was trained: {subject.changed}"))
         for line in entry["unreadable"]:
             print(printable(f"{subject.name}: left out: {line}"))
 

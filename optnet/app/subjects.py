@@ -11,7 +11,7 @@ from torch import nn
 
 from optnet.app import models
 from optnet.app.config import Evaluate, Model
-from optnet.data import DataOptions, DataSet, Loader, Preprocessing, load_as
+from optnet.data import DataOptions, DataRecord, DataSet, Loader, Preprocessing, load_as
 from optnet.errors import CheckpointError, ConfigError, ModelError, reason
 from optnet.options import check
 from optnet.training import checkpoint
@@ -26,6 +26,7 @@ class Subject:
         data: with the preprocessing of the model's training, except for what this command states.
         loading: how ``data`` is read: as asked for, else as in the checkpoint's training.
         said: how that differs from the data set's own, or from the model's training; empty if it does not.
+        changed: how the split differs from what it was when the model was trained; empty if it does not.
     """
 
     kind: str
@@ -34,6 +35,7 @@ class Subject:
     data: DataSet
     loading: DataOptions
     said: str
+    changed: str = ""
 
     def loader(self, config: Evaluate, device: torch.device) -> Loader:
         return self.data.loader(
@@ -86,8 +88,10 @@ def of_checkpoint(config: Evaluate, file: str, name: str | None, stated: Collect
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{file} does not say which data it was trained on ({error})") from None
     checkpoint.check_classes(saved, data.classes, file)
+    then = DataRecord.from_dict(saved.data)
+    changed = data.changes(then, (config.split,)) if then.name == data.name else ""
     prepared, said = prepare(data, Preprocessing(**saved.preprocessing), loading, stated)
-    return Subject("checkpoint", file, model, prepared, loading, said)
+    return Subject("checkpoint", file, model, prepared, loading, said, changed)
 
 
 def prepare(

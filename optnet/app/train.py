@@ -92,13 +92,13 @@ def prepare(config: Train, overrides: Sequence[str] = (), loaded: DataSets | Non
     Raises:
         RequestError: the request is wrong.
     """
-    resumed, note, folder, loading = None, "", None, config.data
+    resumed, folder, loading = None, None, config.data
     if config.resume is None:
         _check_folder(config.runs, config.name)
     else:
         folder = Path(config.resume)
         going_on = resuming.stored(config, overrides)
-        config, loading, resumed, note = going_on.config, going_on.loading, going_on.last, going_on.note
+        config, loading, resumed = going_on.config, going_on.loading, going_on.last
     _check_processes(config)
     elsewhere = config.distributed.processes > 1 and not distributed.launched()
     device = torch.device("cpu") if elsewhere else distributed.device(find_device(config.device))
@@ -113,7 +113,7 @@ def prepare(config: Train, overrides: Sequence[str] = (), loaded: DataSets | Non
         trainers.try_step(config.recipe, model, data.shape)
     else:
         checkpoint.check_classes(resumed, data.classes, f"resume={config.resume}")
-        data = data.prepared(Preprocessing(**resumed.preprocessing))
+        data = going_on.with_record(data).prepared(Preprocessing(**resumed.preprocessing))
         model, described = checkpoint.rebuild(resumed), resumed.model
         going_on.check_state(model, data)
     title = _title(config)
@@ -123,7 +123,7 @@ def prepare(config: Train, overrides: Sequence[str] = (), loaded: DataSets | Non
         data=data, loading=loading, device=device, random={}, monitor=config.monitor,
         place=Path(config.runs) / (config.name or f"{title}-{data.name}"), batch_norm=config.distributed.batch_norm,
         settings=settings, record=OmegaConf.to_yaml(OmegaConf.create(settings)), folder=folder, resumed=resumed,
-        note=note,
+        note="" if resumed is None else going_on.note,
     )  # fmt: skip
     if resumed is None:
         _initialise(config, job)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from optnet.data.examples import Examples, Source
 from optnet.data.loading import FileLoader, Loader, TensorLoader
 from optnet.data.preprocessing import INTERPOLATIONS, Preprocessing
 from optnet.data.published import PUBLISHED
+from optnet.data.record import DataRecord, changes, record
 from optnet.errors import DataError
 from optnet.options import choice, number, option, path
 
@@ -43,6 +44,7 @@ class DataSet:
     train: Examples
     validation: Examples
     test: Examples
+    record: DataRecord
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -73,6 +75,10 @@ class DataSet:
         names = self.classes if len(self.classes) <= 10 else (*self.classes[:3], "...", self.classes[-1])
         shape = "x".join(map(str, self.shape))
         return f"{self.name}: {sizes} images of {shape}, {len(self.classes)} classes ({', '.join(names)})"
+
+    def changes(self, then: DataRecord, splits: Sequence[str] = SPLITS) -> str:
+        """How these splits differ from those that a run was trained on; empty if they do not."""
+        return changes(then, self.record, [getattr(self, split) for split in SPLITS], splits)
 
     def loader(
         self,
@@ -193,10 +199,11 @@ def load(name: str, root: str, *, seed: int = 0, training: bool = True, **option
 def load_as(options: DataOptions, seed: int = 0, training: bool = True) -> DataSet:
     """Loads a data set.
 
-    If the data set has no validation split, ``seed`` draws it. The test split never depends on ``seed``.
+    If the data set has no validation split, ``seed`` draws it. The test split never depends on ``seed``. A hash of
+    its name assigns an image in a file to a split: one that is added moves no other.
 
     Args:
-        training: whether training images are required.
+        training: whether all three splits must have images.
 
     Raises:
         DataError: the data set is unknown, missing, damaged or empty.
@@ -204,9 +211,11 @@ def load_as(options: DataOptions, seed: int = 0, training: bool = True) -> DataS
     source = _find(options)
     held_out, train = source.validation, source.train
     if held_out is None:
-        held_out, train = train.split(options.validation, seed)
-    if training and not len(train):
-        raise DataError(f"{options.name} in {options.root} has too few images to split: {len(source.train)}; add some")
+        held_out, train = train.split(options.validation, "validation", seed)
+    if training and not (len(train) and len(held_out)):
+        raise DataError(_too_few(options, len(source.train), "validation" if len(train) else "train"))
+    if training and not len(source.test):
+        raise DataError(_too_few(options, len(source.train), "test"))
     train, held_out, test = (part.limited(options.limit) for part in (train, held_out, source.test))
     if isinstance(train.images, Tensor):
         height, width = train.images.shape[2:]
@@ -214,7 +223,15 @@ def load_as(options: DataOptions, seed: int = 0, training: bool = True) -> DataS
     else:
         own = Preprocessing((options.size, options.size), source.mean, source.std)
         keys = {"data.mean", "data.std", "data.crop", "data.interpolation"}
-    return DataSet(options.name, source.classes, options.stated(own, keys), train, held_out, test)
+    made = record(options.name, len(source.classes), (train, held_out, test), source.exact)
+    return DataSet(options.name, source.classes, options.stated(own, keys), train, held_out, test, made)
+
+
+def _too_few(options: DataOptions, images: int, split: str) -> str:
+    return (
+        f"{options.name} in {options.root} has too few images to split: of {images} none is in the {split} split; add "
+        f"some, raise data.validation, or make the folders train, val and test"
+    )
 
 
 def _find(options: DataOptions) -> Source:

@@ -74,8 +74,9 @@ def read(root: Path) -> Source:
     """Examples under root/train, root/val and root/test, or under root itself.
 
     If there are train and test, val is the validation split if it exists. If there are only train and val, val is the
-    test split, as in ImageNet's layout. If there is only train, a fixed fifth of it becomes the test split; a root that
-    holds the class folders itself is treated like train. Without train the training split is empty.
+    test split, as in ImageNet's layout. If there is only train, about a fifth of it becomes the test split, chosen by a
+    hash of the images' names; a root that holds the class folders itself is treated like train. Without train the
+    training split is empty.
 
     Raises:
         DataError: a folder is missing or empty, a split exists twice, another folder lies beside the splits, or two
@@ -94,7 +95,7 @@ def read(root: Path) -> Source:
     if "test" not in parts and "val" in parts:
         parts["test"] = parts.pop("val")
     if "test" not in parts:
-        parts["test"], parts["train"] = parts["train"].split(0.2, seed=0)
+        parts["test"], parts["train"] = parts["train"].split(0.2, "test", seed=0)
     train = parts["train"] if "train" in parts else parts["test"].select([])
     return Source(classes[first], MEAN, STD, train, parts["test"], parts.get("val"))
 
@@ -128,4 +129,5 @@ def _examples(root: Path) -> tuple[Examples, tuple[str, ...]]:
         folder = _Classes(root)
     except FileNotFoundError as error:
         raise DataError(f"{root} has no class folders with images: {reason(error)}") from None
-    return Examples(folder, torch.tensor(folder.targets)), tuple(folder.classes)
+    names = [Path(file).relative_to(root).as_posix() for file, _ in folder.samples]
+    return Examples(folder, torch.tensor(folder.targets), names), tuple(folder.classes)

@@ -222,6 +222,7 @@ class Run:
         if self.resumed is None or self.job.note:
             self.save(checkpoint.LAST, keep=None)  # there is none yet, or it is damaged
         if distributed.is_primary():  # from now on the run can go on whenever it is killed
+            write_json(self.folder / "data.json", self.job.data.record.summary(self.job.data.classes))
             write_whole(self.folder / "config.yaml", f"run: {self.identity}\n{self.job.record}")
         with keeping_random_state(self.job.device):
             self._watch()
@@ -319,7 +320,7 @@ class Run:
             run=self.identity, model=self.job.described, state_dict=self.trainer.model.state_dict(),
             trainer=self.trainer.state_dict(), progress=progress, shares=gathered, epoch=self._epoch(),
             rng=random_state(self.job.device), records=self.logbook.history(), events=self.logbook.marks(),
-            config=self.job.settings, classes=list(self.job.data.classes),
+            config=self.job.settings, classes=list(self.job.data.classes), data=self.job.data.record.to_dict(),
             preprocessing=asdict(self.job.data.preprocessing), versions=versions(),
         )  # fmt: skip
         checkpoint.save(self.folder / "checkpoints" / name, content, keep if name == checkpoint.LAST else None)
