@@ -1,5 +1,10 @@
 """optnet turns an optimization algorithm into a neural network."""
 
+from optnet import (
+    program as program,  # first: what follows takes seconds, and a signal to one of our programs is one line
+)
+
+# isort: split
 from optnet import algorithms, analysis
 from optnet.errors import (
     AlgorithmError,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -43,6 +44,8 @@ def main(arguments: Sequence[str] | None, others: Mapping[str, str]) -> int:
     except RequestError as error:
         print(one_line(error), file=sys.stderr)
         return 2
+    except BrokenPipeError:  # optnet list | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

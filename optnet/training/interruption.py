@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import signal
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from optnet import program
+
 
 class Interrupted(BaseException):
-    """A signal ended the run. Like KeyboardInterrupt it is no ``Exception``: nothing on the way up swallows it."""
+    """A signal ended the run. Like KeyboardInterrupt it is no ``Exception``: nothing on the way up swallows it.
 
-    def __init__(self, number: int) -> None:
+    Attributes:
+        said: whether a line about it was shown already.
+    """
+
+    def __init__(self, number: int, said: bool = False) -> None:
         super().__init__(f"interrupted by {signal.Signals(number).name}")
-        self.signal = number
+        self.signal, self.said = number, said
 
 
 class Stopped(Exception):
@@ -38,7 +45,7 @@ which got it too, passes it on."""
 
 @contextmanager
 def signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM.
+    """Collects SIGINT, SIGTERM and SIGHUP.
 
     Raises:
         Interrupted: at a signal ``AGAIN`` seconds or more after the first one, at once.
@@ -54,9 +61,34 @@ def signals() -> Iterator[list[int]]:
         elif time.monotonic() - since >= AGAIN:
             raise Interrupted(number)
 
-    old = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with _handler(note):
         yield caught
+
+
+@contextmanager
+def raised() -> Iterator[None]:
+    """A signal in here raises ``Interrupted``. Another one after ``AGAIN`` seconds ends the process at once."""
+    since: list[float] = []
+
+    def note(number: int, frame: Any) -> None:
+        if not since:
+            since.append(time.monotonic())
+            raise Interrupted(number)
+        if time.monotonic() - since[0] >= AGAIN:
+            program.end(number)
+
+    with _handler(note):
+        yield
+
+
+@contextmanager
+def _handler(note: Callable[[int, Any], None]) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # no other thread may set one
+        yield
+        return
+    old = {number: signal.signal(number, note) for number in program.heeded()}
+    try:
+        yield
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
