@@ -181,6 +181,11 @@ def _parsed(arguments: Sequence[str]) -> list[Override]:
         raise ConfigError(_one_line(error)) from None
 
 
+def keys(overrides: Sequence[str]) -> list[str]:
+    """The keys that overrides state, like ``data.size``."""
+    return [override.partition("=")[0].lstrip("+~") for override in overrides]
+
+
 def _jobs(arguments: list[str], multirun: bool) -> Iterator[list[str]]:
     """The overrides of every job of a sweep; of the one job, if it is none.
 

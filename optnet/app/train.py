@@ -18,7 +18,7 @@ from optnet.app.config import Train
 from optnet.app.exits import exit_statuses
 from optnet.app.launch import launch
 from optnet.app.sweep import Result
-from optnet.data import DataOptions, DataSet, load_as
+from optnet.data import DataOptions, DataSet, Preprocessing, load_as
 from optnet.errors import ConfigError, reason
 from optnet.networks import initialisation
 from optnet.training import checkpoint, distributed, trainers
@@ -109,10 +109,11 @@ def prepare(config: Train, overrides: Sequence[str] = (), loaded: DataSets | Non
     if resumed is None:
         model, kwargs = models.build(config.model, config.algorithm, len(data.classes), data.shape)
         described = checkpoint.describe(model, config.model.name, kwargs)
+        data.preprocessing.describe(model, data.classes)
         trainers.try_step(config.recipe, model, data.shape)
     else:
         checkpoint.check_classes(resumed, data.classes, f"resume={config.resume}")
-        data = going_on.with_record(data)
+        data = going_on.with_record(data).prepared(Preprocessing(**resumed.preprocessing))
         model, described = checkpoint.rebuild(resumed), resumed.model
         going_on.check_state(model, data)
     title = _title(config)
