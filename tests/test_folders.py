@@ -195,6 +195,7 @@ NASTY = [
 ]  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:Glyph:UserWarning")
 def test_classes_of_any_name_go_through_the_whole_way(tmp_path, monkeypatch, capsys):
     """Training, the records, evaluation, TensorBoard and figures; each name is shown as text and can be told apart."""
     for name in NASTY:
