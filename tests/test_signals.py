@@ -10,8 +10,8 @@ import time
 import pytest
 from helpers import ROOT
 
-from optnet import program
-from optnet.training.interruption import AGAIN, Interrupted, raised
+from optnet.app import program
+from optnet.training.interruption import AGAIN, Interrupted, heeded, raised
 
 PROGRAMS = {
     "train.py": [str(ROOT / "train.py"), "device=cpu"],
@@ -93,7 +93,7 @@ def test_handlers_are_as_before_after_a_command_in_somebodys_program():
 def test_a_hangup_is_not_heeded_under_nohup():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        assert program.heeded() == [signal.SIGINT, signal.SIGTERM]
+        assert heeded() == [signal.SIGINT, signal.SIGTERM]
     finally:
         signal.signal(signal.SIGHUP, before)
 

@@ -6,8 +6,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from optnet.app.program import reports
 from optnet.errors import RequestError, printable
-from optnet.program import reports
 from optnet.training.distributed import launched_first
 from optnet.training.interruption import Interrupted, Stopped, raised
 

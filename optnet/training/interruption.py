@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from optnet import program
-
 
 class Interrupted(BaseException):
     """A signal ended the run. Like KeyboardInterrupt it is no ``Exception``: nothing on the way up swallows it.
@@ -38,9 +36,16 @@ class Stopped(Exception):
         self.why, self.said, self.status = why or line, said, status
 
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""What asks a program to end."""
 AGAIN = 2.0
 """Seconds after a signal in which another one is the same request: a group of processes gets a signal, and torchrun,
 which got it too, passes it on."""
+
+
+def heeded() -> list[signal.Signals]:
+    """The signals that end a run: not a hangup where ``nohup`` started the program."""
+    return [number for number in SIGNALS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
 
 
 @contextmanager
@@ -67,15 +72,13 @@ def signals() -> Iterator[list[int]]:
 
 @contextmanager
 def raised() -> Iterator[None]:
-    """A signal in here raises ``Interrupted``. Another one after ``AGAIN`` seconds ends the process at once."""
+    """A signal in here raises ``Interrupted``; another one does after ``AGAIN`` seconds."""
     since: list[float] = []
 
     def note(number: int, frame: Any) -> None:
-        if not since:
-            since.append(time.monotonic())
+        if not since or time.monotonic() - since[0] >= AGAIN:
+            since[:] = [time.monotonic()]
             raise Interrupted(number)
-        if time.monotonic() - since[0] >= AGAIN:
-            program.end(number)
 
     with _handler(note):
         yield
@@ -86,7 +89,7 @@ def _handler(note: Callable[[int, Any], None]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # no other thread may set one
         yield
         return
-    old = {number: signal.signal(number, note) for number in program.heeded()}
+    old = {number: signal.signal(number, note) for number in heeded()}
     try:
         yield
     finally:

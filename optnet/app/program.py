@@ -1,8 +1,9 @@
-"""Whether this process runs one of our programs, and what a signal does to it while it starts. Standard library alone.
+"""Whether this process runs one of our programs, and what a signal does to it while it starts. Imports nothing that takes time.
 
 ``import optnet`` takes seconds. ``optnet/__init__.py`` imports this first: a signal in the meantime is one line, too.
 """
 
+import atexit
 import multiprocessing
 import os
 import signal
@@ -10,13 +11,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""What asks a program to end. A hangup is heeded unless ``nohup`` started the program."""
-ROOT = Path(__file__).parent.parent
+from optnet.training.interruption import heeded
 
-
-def heeded() -> list[signal.Signals]:
-    return [number for number in SIGNALS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
+ROOT = Path(__file__).parent.parent.parent
 
 
 def module() -> str:
@@ -51,9 +48,10 @@ def end(number: int, frame: Any = None) -> None:
 
 
 def begin() -> None:
-    """From here on a signal is ``end``."""
+    """From here on a signal is ``end``, until all is done and Python takes itself apart: then none is heeded."""
     for number in heeded():
         signal.signal(number, end)
+        atexit.register(signal.signal, number, signal.SIG_IGN)
 
 
 if is_ours():
