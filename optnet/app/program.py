@@ -1,4 +1,4 @@
-"""Whether this process runs one of our programs, and what a signal does to it while it starts. Imports nothing that takes time.
+"""Whether this process runs one of our programs, and what a signal does while it starts. Imports nothing slow.
 
 ``import optnet`` takes seconds. ``optnet/__init__.py`` imports this first: a signal in the meantime is one line, too.
 """
