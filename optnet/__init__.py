@@ -1,8 +1,6 @@
 """optnet turns an optimization algorithm into a neural network."""
 
-from optnet import (
-    program as program,  # first: what follows takes seconds, and a signal to one of our programs is one line
-)
+from optnet.app import program as program  # first: a signal to one of our programs is one line, now too
 
 # isort: split
 from optnet import algorithms, analysis
