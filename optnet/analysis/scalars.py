@@ -34,14 +34,15 @@ def interpret(
 ) -> dict[str, Array]:
     """Runs instructions on arrays: sums are computed, calls are passed to ``apply(call, argument)``.
 
-    Every result is added to ``values``, which is returned.
+    A term of weight 0 is not read. Every result is added to ``values``, which is returned.
     """
     for one in instructions:
         if isinstance(one, Apply):
             values[one.value] = apply(one, values[one.argument])
         else:
-            total = one.weights[0] * values[one.terms[0]]
-            for term, weight in zip(one.terms[1:], one.weights[1:], strict=True):
+            terms = [(term, weight) for term, weight in zip(one.terms, one.weights, strict=True) if weight]
+            total = terms[0][1] * values[terms[0][0]] if terms else 0.0 * next(iter(values.values()))
+            for term, weight in terms[1:]:
                 total = total + weight * values[term]
             values[one.value] = total
     return values
