@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.polynomial import chebyshev
 
-from optnet.analysis.scalars import Array, check_range, run_on_scalars
+from optnet.analysis.scalars import Array, check_range, last_result
 from optnet.language.declaration import Algorithm
 from optnet.language.lookup import find_algorithm
 from optnet.language.program import Apply, Program
@@ -25,7 +25,7 @@ def error_polynomial(program: Program, mu: float, L: float) -> chebyshev.Chebysh
     degree = _degree(program)
     nodes = np.cos(np.pi * (np.arange(degree + 1) + 0.5) / (degree + 1))
     lam = mu + (L - mu) * (nodes + 1) / 2
-    values = run_on_scalars(program, 1 - lam / L)[program.results[-1]]
+    values = last_result(program, 1 - lam / L)
     coefficients = 2 / (degree + 1) * chebyshev.chebvander(nodes, degree).T @ values
     coefficients[0] /= 2
     return chebyshev.Chebyshev(coefficients, domain=[mu, L])
@@ -49,7 +49,7 @@ def worst_error(program: Program, mu: float, L: float) -> float:
 
     def at(position: Array) -> Array:
         lam = mu + (L - mu) * np.sin(np.pi / 2 * position) ** 2
-        return np.abs(run_on_scalars(program, 1 - lam / L)[program.results[-1]])
+        return np.abs(last_result(program, 1 - lam / L))
 
     position = np.linspace(0, 1, 8 * (_degree(program) + 1) + 1)
     found = at(position)
@@ -88,7 +88,7 @@ def quadratic_metric(program: Program, mu: float, L: float, metric: str, initial
     ``metric`` and ``initial`` are those of ``Theorem``.
     """
     lam = np.geomspace(mu, L, 2000)
-    error = run_on_scalars(program, 1 - lam / L)[program.results[-1]] ** 2
+    error = last_result(program, 1 - lam / L) ** 2
     scale = {"distance": np.ones_like(lam), "gap": lam / 2, "gradient": lam**2}
     return float((scale[metric] * error / scale[initial]).max())
 

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from optnet.errors import TraceError
 from optnet.language.program import Apply, Combine, Instruction, unique
 
-MOST = 1_000_000
+MOST = 500_000
 """Number of operations that are recorded at most."""
 
 
@@ -160,6 +160,8 @@ class NotFinite(TraceError):
 
 
 def _number(value: Any, action: str) -> float:
+    if type(value) is float and math.isfinite(value):
+        return value
     if isinstance(value, (numbers.Real, Decimal)) and not isinstance(value, bool):
         try:
             plain = float(value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from itertools import accumulate, pairwise
 from typing import Any
 
 from optnet.errors import AlgorithmError, OperatorError, ProgramError, reason
@@ -17,7 +18,7 @@ from optnet.language.symbols import Iterate, NotFinite, OperatorSymbol, Recorder
 READINGS = ("map", "residual")
 SEARCHED = 64
 """Number of further steps that are tried where some steps do not reach every operator."""
-PROBED, LONGEST = 40, 12
+PROBED, LONGEST = 40, 10
 """Number of short runs whose calls are counted, and the longest period that is looked for in their numbers of calls."""
 
 
@@ -130,6 +131,10 @@ def all_constants(
 
 
 def _may_be(method: Algorithm, constant: str, value: Any) -> bool:
+    """Whether the constant may have the value: a word only where its default is one."""
+    default = method.constants[constant]
+    if default is not None and isinstance(value, str) != isinstance(default, str):
+        return False
     try:
         method.read_constants({constant: value})
     except AlgorithmError:
@@ -240,19 +245,21 @@ def _ends(
 
 
 def _continued(ends: list[int], length: int) -> list[int]:
-    """A sequence, continued to ``length`` entries so that e_k - 2 e_{k-p} + e_{k-2p} = 0, for the smallest period p.
+    """A sequence, continued to ``length`` entries by its differences d_k = 2 d_{k-p} - d_{k-2p}.
 
-    With p = 1 the numbers of calls grow evenly, with p > 1 they repeat. If no p fits the second half, p is 1.
+    p is the smallest period for which this holds in the second half, or 1: calls that repeat, or grow evenly.
     """
+    differences = [ends[0], *(later - earlier for earlier, later in pairwise(ends))]
     second_half = range(len(ends) // 2, len(ends))
-    periods = [p for p in range(1, LONGEST + 1) if all(
-        k >= 2 * p and ends[k] - 2 * ends[k - p] + ends[k - 2 * p] == 0 for k in second_half
-    )]  # fmt: skip
-    made = list(ends)
-    period = periods[0] if periods else 1
-    while len(made) < length:
-        made.append(2 * made[-period] - made[-2 * period] if len(made) >= 2 * period else made[-1])
-    return made
+    periods = (
+        p
+        for p in range(1, min(LONGEST, len(ends) // 4) + 1)
+        if all(differences[k] - 2 * differences[k - p] + differences[k - 2 * p] == 0 for k in second_half)
+    )
+    period = next(periods, 1)
+    while len(differences) < length:
+        differences.append(2 * differences[-period] - differences[-2 * period] if len(differences) > 1 else 0)
+    return list(accumulate(differences))
 
 
 def _operator_names(method: Algorithm, operators: Iterable[str] | None) -> tuple[str, ...]:
