@@ -177,7 +177,7 @@ def test_an_epoch_with_unreadable_batches_goes_on_exactly_and_one_without_an_ima
     for file in files[3:11]:
         file.write_bytes(b"\xff\xd8\xff not an image")
     for workers in (0, 2):
-        data = load("folder", str(tmp_path), size=8, validation=0.01)
+        data = load("folder", str(tmp_path), size=8, validation=0.2)
         loader = data.loader("train", 2, device=CPU, training=True, augment="crop_flip", workers=workers, skip=True)
         for epoch in range(3):
             whole = list(loader.batches(epoch))

@@ -1,10 +1,13 @@
 """Monitoring: its numbers against explicit Hessians and plain loops, its event files read back, its cost."""
 
+import io
 import json
 import re
 import time
 from itertools import pairwise
+from xml.etree import ElementTree
 
+import matplotlib
 import numpy as np
 import pytest
 import timm
@@ -20,6 +23,8 @@ from torch.utils.tensorboard import SummaryWriter
 import optnet
 from optnet.app.config import Model, Train
 from optnet.data import load
+from optnet.errors import printable
+from optnet.networks import signal
 from optnet.options import check
 from optnet.training import loop, trainers
 from optnet.training.backprop import CLIPS, BackpropOptions
@@ -159,6 +164,54 @@ def test_predictions_are_drawn():
     figure = figures.predictions(torch.zeros(3, 1, 4, 4), labels, logits, ("cat", "dog"), (0.5,), (0.25,))
     titles = [axes.get_title() for axes in figure.axes]
     assert titles == ["cat 98%", "dog 98%", "dog 98%\nnot cat", ""]
+
+
+NAMES = [
+    "$$x",
+    "$x",
+    "a$b$c",
+    r"$\frac{$",
+    r"a\$b",
+    "^_{}",
+    "[red]",
+    "[/]",
+    "{x}",
+    "%s",
+    " ",
+    "<b>&amp;",
+    "é",
+    "\x1b[31m",
+    "a\nb",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_class_names_are_drawn_as_text(name):
+    logits, labels = torch.tensor([[4.0, 0.0], [0.0, 4.0]]), torch.tensor([0, 0])
+    counts = torch.tensor([[3, 1], [0, 2]])
+    drawn = {
+        "predictions": figures.predictions(torch.zeros(2, 1, 4, 4), labels, logits, (name, "dog"), (0.5,), (0.25,)),
+        "confusion": figures.confusion_matrix(counts, (name, "dog")),
+        "signal": signal.figure({name: [signal.Point("T", 1.0, 1.0)] * 2}, name),
+    }
+    for kind, figure in drawn.items():
+        file = io.BytesIO()
+        with matplotlib.rc_context({"svg.fonttype": "none"}):
+            figure.savefig(file, format="svg")
+        file.seek(0)
+        texts = [" ".join(element.itertext()) for element in ElementTree.parse(file).iter() if "text" in element.tag]
+        assert any(printable(name).strip() in text for text in texts), kind
+
+
+def test_a_run_goes_on_without_what_cannot_be_drawn(tmp_path, monkeypatch):
+    def broken(*_):
+        raise ValueError("no ink")
+
+    monkeypatch.setattr(figures, "predictions", broken)
+    folder = watched(tmp_path, figures="epoch")
+    texts = [point.tensor_proto.string_val[0].decode() for point in events(folder).Tensors("figures/text_summary")]
+    assert len(texts) == 3 and all("no ink" in text for text in texts)
+    assert json.loads((folder / "summary.json").read_text())["epochs"]
 
 
 def test_the_images_looked_at_are_of_every_class(tmp_path):

@@ -274,3 +274,25 @@ def test_training_costs_little_beyond_forward_backward_and_update(tmp_path):
     share = 1 - sum(inside) / total
     print(f"overhead {100 * share:.2f} % of {total / 4:.3f} s a step")
     assert len(inside) == 12 and share < 0.05
+
+
+def test_an_epoch_costs_the_same_however_many_there_were(tmp_path, monkeypatch):
+    """Counted in function calls, which do not depend on what else the machine does."""
+    calls, counted = [], []
+    saved = run.Run.save
+
+    def save(self, name, **more):
+        sys.setprofile(lambda *_: calls.append(None))
+        try:
+            saved(self, name, **more)
+        finally:
+            sys.setprofile(None)
+        if name == checkpoint.LAST:
+            counted.append(len(calls))
+        calls.clear()
+
+    monkeypatch.setattr(run.Run, "save", save)
+    tiny = Model(name="hbnet_small", blocks=[1], widths=[2])
+    train(tmp_path, model=tiny, epochs=40, batch_size=8, data=DataOptions(limit=16))
+    early, late = sum(counted[2:12]), sum(counted[-10:])
+    assert early > 1000 and late < 1.01 * early

@@ -48,7 +48,7 @@ class Train(RunOptions):
         None, help="the run's folder under runs; null: made from the model's and the data's names"
     )
     resume: str | None = path(None, help="the folder of a run to resume; its settings are kept")
-    edited_config: bool = option(False, help="with resume=: resume although the run's config.yaml was edited")
+    edited_config: bool = option(False, help="with resume=: resume although the run's config.yaml or images changed")
     runs: str = path("runs", help="the folder that the runs' folders are made in")
     model: Model = field(default_factory=Model)
     algorithm: dict[str, Any] = option(factory=dict, help="the algorithm's name, and its constants")

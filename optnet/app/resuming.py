@@ -11,9 +11,9 @@ import yaml
 from omegaconf import OmegaConf
 from torch import nn
 
-from optnet.app.compose import typed
+from optnet.app.compose import keys, typed
 from optnet.app.config import Train
-from optnet.data import DataOptions, DataSet
+from optnet.data import DataOptions, DataRecord, DataSet
 from optnet.errors import CheckpointError, ConfigError, printable, reason
 from optnet.options import check
 from optnet.training import checkpoint, trainers
@@ -42,6 +42,7 @@ class GoingOn:
         loading: how its data is read: nothing is downloaded to a place that only its folder names.
         last: the checkpoint that it resumes from.
         note: what has to be said about it.
+        edited: whether other settings and images than the run had are allowed.
     """
 
     folder: Path
@@ -49,6 +50,23 @@ class GoingOn:
     loading: DataOptions
     last: Checkpoint
     note: str
+    edited: bool
+
+    def with_record(self, data: DataSet) -> DataSet:
+        """The data as the run records it from now on. Notes how it differs from that before.
+
+        Raises:
+            CheckpointError: the run's record of it is not one. ConfigError: it differs, and that was not allowed.
+        """
+        earlier = DataRecord.from_dict(self.last.data)
+        if changed := data.changes(earlier):
+            if not self.edited:
+                raise ConfigError(
+                    f"resume={self.folder}: the images in {self.loading.root} are others than the run was trained on: "
+                    f"{changed}; put them back, or add edited_config=true to go on with these"
+                )
+            self.note = "; ".join(filter(None, (self.note, f"going on with other images: {changed}")))
+        return replace(data, record=data.record.after(earlier))
 
     def check_state(self, model: nn.Module, data: DataSet) -> None:
         """Checks that the trainer can go on, and that the best checkpoint is there and of the same run.
@@ -80,7 +98,7 @@ def stored(config: Train, overrides: Sequence[str]) -> GoingOn:
     file = folder / "config.yaml"
     if not file.is_file():
         raise ConfigError(f"resume={config.resume} is not a run's folder: there is no {file}")
-    given = [override.split("=")[0].lstrip("+~") for override in overrides]
+    given = keys(overrides)
     for key, override in zip(given, overrides, strict=True):
         if key not in ON_RESUME:
             raise ConfigError(f"{override}: a resumed run keeps its config; only {', '.join(ON_RESUME)} can be given")
@@ -112,7 +130,7 @@ def stored(config: Train, overrides: Sequence[str]) -> GoingOn:
     if kept.epochs < last.progress["epoch"]:
         raise ConfigError(f"epochs={kept.epochs} is less than the {last.progress['epoch']} done already")
     loading = replace(kept.data, download=kept.data.download and "data.root" in given)
-    return GoingOn(folder, kept, loading, last, note)
+    return GoingOn(folder, kept, loading, last, note, config.edited_config)
 
 
 def _read(file: Path) -> tuple[str, dict[str, Any]]:

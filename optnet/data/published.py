@@ -43,7 +43,8 @@ class Published:
         if not place.is_dir() and not download:
             place = Path(root)
         train, test = (self._part(place, split, verify, download) for split in ("train", "test"))
-        return Source(self.classes or tuple(train.classes), self.mean, self.std, *map(self._examples, (train, test)))
+        classes = self.classes or tuple(train.classes)
+        return Source(classes, self.mean, self.std, self._examples(train), self._examples(test))
 
     def _part(self, place: Path, split: str, verify: bool, download: bool) -> Any:
         kind = self.kind if verify else _unverified(self.kind)

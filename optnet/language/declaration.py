@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args
 
-from optnet.errors import AlgorithmError
+from optnet.errors import AlgorithmError, did_you_mean
 from optnet.language.symbols import Iterate, Operator
 from optnet.language.theorems import Theorem, Tuning
 
@@ -167,7 +167,10 @@ class Algorithm:
             name = python_name(given)
             if name not in self.constants:
                 known = ", ".join(f"{key}={default}" for key, default in self.constants.items()) or "none"
-                raise AlgorithmError(f"{self.name} has no constant '{name}'; it has: {known}")
+                near = did_you_mean(name, self.constants)
+                raise AlgorithmError(
+                    f"{self.name} has no constant '{name}'{near or ';'} {'It' if near else 'it'} has: {known}"
+                )
             read[name] = self._read(name, value)
         return read
 

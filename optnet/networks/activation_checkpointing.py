@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils.checkpoint import checkpoint
 
+from optnet.networks.statistics import keepers
+
 MEMORY = ("keep", "checkpoint")
 
 
@@ -37,20 +39,15 @@ class _StatisticsKept:
 
     def __init__(self, layer: nn.Module) -> None:
         self.layer = layer
-        self.states: list[list[tuple[Any, float | None, Tensor]]] = []
+        self.states: list[list[tuple[Tensor, Tensor]]] = []
 
     def __enter__(self) -> None:
-        norms: list[Any] = [
-            m for m in self.layer.modules() if m.training and getattr(m, "num_batches_tracked", None) is not None
-        ]
-        self.states.append([(norm, norm.momentum, norm.num_batches_tracked.clone()) for norm in norms])
-        for norm in norms:
-            norm.momentum = 0.0
+        buffers = [buffer for norm in keepers(self.layer) if norm.training for buffer in norm.buffers(recurse=False)]
+        self.states.append([(buffer, buffer.clone()) for buffer in buffers])
 
     def __exit__(self, *error: object) -> None:
-        for norm, momentum, count in self.states.pop():
-            norm.momentum = momentum
-            norm.num_batches_tracked.copy_(count)
+        for buffer, kept in self.states.pop():
+            buffer.data.copy_(kept)  # the backward pass does not read it: it is no change that autograd has to know
 
 
 def called(node: fx.Node) -> tuple[str, tuple[Any, ...]]:

@@ -21,6 +21,9 @@ from optnet.networks.options import NetworkOptions
 from optnet.networks.unrolled import coefficient_names, unroll, unrolled_in
 from optnet.options import one_of
 
+MOST = 10_000
+"""Iterations of a stage, and channels of it, at most."""
+
 
 class Stage(nn.Module):
     """The iterations of the algorithm at one width: a transition, then the unrolled algorithm.
@@ -141,8 +144,9 @@ class Network(nn.Module):
             chs = stage.out_chs
             self.feature_info.append({"num_chs": chs, "reduction": reduction, "module": f"stages.{i}"})
         self.norm = nn.Sequential(style.norm_layer(chs), style.first_act()) if family.final_norm else nn.Identity()
-        self.num_features = self.head_hidden_size = chs
+        self.num_features = chs
         self.head = _head(chs, num_classes, global_pool, options.drop_rate, device, dtype)
+        self.head_hidden_size = self.head.num_features
         self.init_weights()
 
     @classmethod
@@ -227,7 +231,8 @@ class Network(nn.Module):
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         self.num_classes = num_classes
-        self.head.reset(num_classes, global_pool, **get_device_dtype(self))
+        self.head.reset(num_classes, global_pool, in_features=self.num_features, **get_device_dtype(self))
+        self.head_hidden_size = self.head.num_features
 
     def forward_features(self, x: Tensor) -> Tensor:
         x = self.stem(x)
@@ -279,6 +284,7 @@ class Network(nn.Module):
         self.stages = self.stages[: last + 1]
         if prune_norm or last + 1 < len(self.programs):
             self.norm = nn.Identity()
+        self.num_features = self.feature_info[last]["num_chs"]
         if prune_head:
             self.reset_classifier(0, "")
         return take
@@ -295,6 +301,8 @@ def _check_counts(**given: Any) -> None:
             raise ModelError(
                 f"{name}={shown} must be {'whole numbers' if many else 'a whole number'} of at least {least}"
             )
+        if many and max(value) > MOST:
+            raise ModelError(f"{name}={list(value)} must be at most {MOST:,} in each stage")
     if "blocks" in given and len(given["blocks"]) != len(given["widths"]):
         raise ModelError(
             f"blocks={list(given['blocks'])} and widths={list(given['widths'])} must have one entry for each stage"

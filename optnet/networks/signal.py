@@ -12,7 +12,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from optnet.errors import ModelError, RequestError, reason
+from optnet.errors import ModelError, RequestError, drawable, reason
 from optnet.networks.initialisation import initialise, linear_maps
 from optnet.networks.modes import mode
 from optnet.networks.unrolled import unrolled_in
@@ -141,11 +141,12 @@ def figure(points: dict[str, Sequence[Point]], title: str) -> Figure:
     """Plots activations and gradients against depth on logarithmic scales, with one line per entry of ``points``."""
     made = Figure(figsize=(10, 4), layout="constrained")
     left, right = made.subplots(1, 2)
-    for label, line in points.items():
+    for name, line in points.items():
+        label = drawable(name)
         depth = range(1, len(line) + 1)
         left.semilogy(depth, [point.activation for point in line], label=label)
         right.semilogy(depth, [point.gradient for point in line], label=label)
-    left.set(title=f"{title}: activations", xlabel="layer", ylabel="root mean square")
+    left.set(title=f"{drawable(title)}: activations", xlabel="layer", ylabel="root mean square")
     right.set(title="gradients", xlabel="layer", ylabel="norm, over the deepest layer's")
     for axes in (left, right):
         axes.grid(alpha=0.3)

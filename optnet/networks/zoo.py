@@ -8,6 +8,7 @@ from typing import Any
 
 import timm
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models._features import FeatureGetterNet
 from torch import nn
 
 from optnet.errors import ModelError, RequestError, reason
@@ -152,13 +153,21 @@ def build_network(
     return Network.from_algorithm(algorithm, blocks, widths, layer=layer, constants=constants, **shared, **options)
 
 
+class Features(FeatureGetterNet):
+    """A model that returns its feature maps: what ``timm.create_model(name, features_only=True)`` gives."""
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.model.set_grad_checkpointing(enable)
+
+
 def _entry_point(name: str, preset: Preset) -> Callable[..., nn.Module]:
-    def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    features = {"out_indices": tuple(range(len(preset.blocks))), "feature_cls": Features}
+
+    def create(pretrained: bool = False, feature_cfg: dict[str, Any] | None = None, **kwargs: Any) -> nn.Module:
         own = {"algorithm": preset.algorithm, "blocks": preset.blocks, "widths": preset.widths, **preset.options}
         return build_model_with_cfg(
             build_network, name, pretrained, pretrained_filter_fn=checkpoint_filter,
-            feature_cfg={"out_indices": tuple(range(len(preset.blocks))), "feature_cls": "getter"},
-            **{**own, **kwargs},
+            feature_cfg={**features, **(feature_cfg or {})}, **{**own, **kwargs},
         )  # fmt: skip
 
     create.__name__ = create.__qualname__ = name

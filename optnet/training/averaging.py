@@ -1,4 +1,4 @@
-"""Averages of the weights along a run, and their batch-norm statistics."""
+"""Averages of the weights along a run, and the running statistics of their norms."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from itertools import islice
 
 from timm.utils import ModelEmaV3
 from torch import nn
-from torch.optim.swa_utils import update_bn
 
+from optnet.networks.statistics import recompute
 from optnet.training.course import Course
 from optnet.training.environment import keeping_random_state
 from optnet.training.loop import Observer, Progress, Trainer
@@ -32,7 +32,7 @@ def average(model: nn.Module, kind: str, decay: float, start: int) -> ModelEmaV3
 
 
 class Recalibration(Observer):
-    """At an epoch's end, before it is scored, gives the trainer's model the batch statistics of ``batches`` batches.
+    """At an epoch's end, before it is scored, gives the trainer's model the running statistics of ``batches`` batches.
 
     The statistics along the run are not those of the averaged weights (Izmailov et al. 2018, section 3.2).
     """
@@ -44,4 +44,4 @@ class Recalibration(Observer):
         made = self.course.loader(progress.epoch).batches(progress.epoch)
         device = next(trainer.model.parameters()).device
         with closing(made), keeping_random_state(device):  # for dropout
-            update_bn(islice(made, self.batches), trainer.model)
+            recompute(trainer.model, (images for images, _ in islice(made, self.batches)))

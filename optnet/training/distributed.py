@@ -11,18 +11,19 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
-import timm.utils
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from optnet.errors import ConfigError, RequestError
+from optnet.networks.statistics import keepers, running_statistics
 from optnet.options import choice, number
 
 BATCH_NORMS = ("reduce", "broadcast", "none", "synchronise")
 """Each process has its own batch-norm statistics in training. Before scoring they are averaged (reduce), or the first
-process's are taken (broadcast), or they stay (none). Or they are always those of the whole batch (synchronise)."""
+process's are taken (broadcast), or they stay (none). Or they are always those of the whole batch (synchronise).
+All norms with running statistics count; see ``networks.statistics``."""
 
 
 @dataclass
@@ -170,9 +171,18 @@ def broadcast_model(model: nn.Module) -> None:
 
 
 def share_buffers(model: nn.Module, how: str) -> None:
-    """Gives every process the same batch-norm statistics: the mean (``reduce``) or the first's (``broadcast``)."""
-    if size() > 1 and how in ("reduce", "broadcast"):
-        timm.utils.distribute_bn(model, size(), reduce=how == "reduce")
+    """Gives every process the same running statistics: the first's (``broadcast``) or the mean, unless ``none``.
+
+    Norms that cannot be synchronised are averaged with ``synchronise`` too.
+    """
+    if size() > 1 and how != "none":
+        for norm in keepers(model):
+            for statistic in running_statistics(norm).values():
+                if how == "broadcast":
+                    dist.broadcast(statistic, 0)
+                elif statistic.is_floating_point():
+                    dist.all_reduce(statistic)
+                    statistic /= size()
 
 
 def is_lost_peer(error: RuntimeError) -> bool:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
-from optnet.errors import printable
+from optnet.errors import CheckpointError, printable, reason
 from optnet.networks.unrolled import coefficients
 from optnet.options import number, option
 from optnet.training import events
 from optnet.training.folder import as_json, is_own, write_whole
+from optnet.training.schema import conform
 
 
 @dataclass
@@ -29,6 +30,24 @@ class Record:
     def line(self) -> str:
         """Its line in metrics.jsonl, where the tag ``train/loss`` is called ``train_loss``."""
         return as_json({"epoch": self.epoch, **{tag.replace("/", "_"): value for tag, value in self.scalars.items()}})
+
+    @staticmethod
+    def read(text: str) -> list[Record]:
+        """The records that ``Logbook.history`` wrote down.
+
+        Raises:
+            CheckpointError: a line is none.
+        """
+        records = []
+        for index, line in enumerate(text.splitlines()):
+            where = f"records[{index}]"
+            try:
+                stored = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise CheckpointError(f"its {where} is no JSON ({reason(error)})") from None
+            conform(stored, Record, where)
+            records.append(Record(**stored))
+        return records
 
 
 class Silence:
@@ -65,6 +84,7 @@ class Logbook:
         from torch.utils.tensorboard import SummaryWriter  # takes a while
 
         self.folder, self.show, self.records = folder, show, list(records)
+        self._history = [json.dumps(vars(record)) for record in records]
         self.metrics_file = folder / "metrics.jsonl"
         lost: list[str] = [] if marks is None else self._restore(marks)
         log = folder / "console.log"
@@ -112,6 +132,7 @@ class Logbook:
     def epoch(self, epoch: int, scalars: dict[str, float], model: nn.Module) -> None:
         """At step ``epoch``: a point of TensorBoard for each scalar and coefficient, and a line of metrics.jsonl."""
         self.records.append(Record(epoch, {tag: float(value) for tag, value in scalars.items()}))
+        self._history.append(json.dumps(vars(self.records[-1])))
         with open(self.metrics_file, "a", encoding="utf-8") as file:
             file.write(self.records[-1].line())
         for tag, value in scalars.items():
@@ -124,9 +145,9 @@ class Logbook:
         self.events.flush()
         return {file.name: file.stat().st_size for file in self.folder.glob(events.PATTERN)}
 
-    def history(self) -> list[dict[str, Any]]:
-        """The records so far as plain containers."""
-        return [vars(record) for record in self.records]
+    def history(self) -> str:
+        """The records so far, a line of JSON each. What an epoch's checkpoint costs does not grow with their number."""
+        return "\n".join(self._history)
 
     def close(self) -> None:
         """Closes the files. What no longer fits on a full disk is lost."""

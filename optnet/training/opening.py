@@ -67,8 +67,7 @@ def go_on(folder: Path, saved: Checkpoint, say: Callable[[str], None]) -> Opened
         now, _ = checkpoint.last(folder)
         if (now.run, now.progress) != (saved.run, saved.progress):
             raise CheckpointError(f"another process went on with {folder} in the meantime; give resume= again")
-        records = [Record(**record) for record in saved.records]
-        return Opened(folder, saved.run, lock, Logbook(folder, say, records, saved.events))
+        return Opened(folder, saved.run, lock, Logbook(folder, say, Record.read(saved.records), saved.events))
     except (OSError, RequestError) as error:
         if lock is not None:
             lock.release()

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from timm.layers import convert_sync_batchnorm
 
 from optnet.data import Loader
 from optnet.data.loading import seed_of
 from optnet.errors import CheckpointError, RequestError, reason
+from optnet.networks.statistics import synchronise
 from optnet.training import checkpoint, distributed, opening, shares, trainers
 from optnet.training.checkpoint import Checkpoint
 from optnet.training.course import Course
@@ -96,7 +96,7 @@ class Run:
         set_random_state(job.device, job.random)
         self.model = job.model.to(job.device)
         if distributed.size() > 1 and job.batch_norm == "synchronise":
-            self.model = convert_sync_batchnorm(self.model)
+            self.model = synchronise(self.model)
         distributed.broadcast_model(self.model)
         course = self._course(self.options.batch_size, training=True)
         self.trainer = trainers.build(job.recipe, self.model, course.total)
@@ -222,6 +222,7 @@ class Run:
         if self.resumed is None or self.job.note:
             self.save(checkpoint.LAST, keep=None)  # there is none yet, or it is damaged
         if distributed.is_primary():  # from now on the run can go on whenever it is killed
+            write_json(self.folder / "data.json", self.job.data.record.summary(self.job.data.classes))
             write_whole(self.folder / "config.yaml", f"run: {self.identity}\n{self.job.record}")
         with keeping_random_state(self.job.device):
             self._watch()
@@ -319,7 +320,8 @@ class Run:
             run=self.identity, model=self.job.described, state_dict=self.trainer.model.state_dict(),
             trainer=self.trainer.state_dict(), progress=progress, shares=gathered, epoch=self._epoch(),
             rng=random_state(self.job.device), records=self.logbook.history(), events=self.logbook.marks(),
-            config=self.job.settings, classes=list(self.job.data.classes), versions=versions(),
+            config=self.job.settings, classes=list(self.job.data.classes), data=self.job.data.record.to_dict(),
+            preprocessing=asdict(self.job.data.preprocessing), versions=versions(),
         )  # fmt: skip
         checkpoint.save(self.folder / "checkpoints" / name, content, keep if name == checkpoint.LAST else None)
 

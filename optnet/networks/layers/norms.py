@@ -1,6 +1,9 @@
 """The norms by their names in ``norm=``. A coefficient scales a norm's affine map, after the normalisation."""
 
+from typing import Any
+
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -45,7 +48,7 @@ class MeanOnlyBatchNorm2d(nn.Module):
     def forward(self, input: Tensor, scale: Tensor | None = None) -> Tensor:
         mean = self.running_mean
         if self.training:
-            mean = input.mean((0, 2, 3))
+            mean = self.batch_mean(input)
             self.num_batches_tracked.add_(1)
             self.running_mean.lerp_(mean.detach().to(self.running_mean.dtype), self.momentum)
         shift = (self.bias - mean).type_as(input).reshape(-1, 1, 1)
@@ -54,8 +57,52 @@ class MeanOnlyBatchNorm2d(nn.Module):
         scale = scale.type_as(input).reshape(-1, 1, 1)
         return torch.addcmul(shift * scale, input, scale)
 
+    def batch_mean(self, input: Tensor) -> Tensor:
+        return input.mean((0, 2, 3))
+
     def extra_repr(self) -> str:
         return f"{len(self.bias)}, momentum={self.momentum}"
+
+    @torch.jit.ignore
+    def synchronised(self) -> nn.Module:
+        """The same norm with the mean over all processes' images; it has this one's parameter and buffers."""
+        other = SyncMeanOnlyBatchNorm2d(len(self.bias), self.momentum, device="meta")
+        other.bias, other.running_mean, other.num_batches_tracked = (
+            self.bias, self.running_mean, self.num_batches_tracked,
+        )  # fmt: skip
+        return other.train(self.training)
+
+
+class SyncMeanOnlyBatchNorm2d(MeanOnlyBatchNorm2d):
+    """``MeanOnlyBatchNorm2d`` whose batch is that of all processes together."""
+
+    synchronises = True
+
+    @torch.jit.ignore
+    def batch_mean(self, input: Tensor) -> Tensor:
+        precision = torch.promote_types(input.dtype, torch.float32)
+        count = input.new_tensor([input.numel() // input.shape[1]], dtype=precision)
+        total = _Summed.apply(torch.cat([input.sum((0, 2, 3), dtype=precision), count]))
+        return total[:-1] / total[-1]
+
+
+class _Summed(torch.autograd.Function):
+    """The sum over all processes, and its gradient. Without several processes, the same tensor."""
+
+    @staticmethod
+    def forward(ctx: Any, mine: Tensor) -> Tensor:
+        return _sum(mine)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _sum(gradient)
+
+
+def _sum(mine: Tensor) -> Tensor:
+    total = mine.clone(memory_format=torch.contiguous_format)
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(total)
+    return total
 
 
 class GroupNorm(nn.GroupNorm):

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vjp
 
+from optnet.networks.statistics import synchronised
+
 Point = dict[str, Tensor]
 
 
@@ -81,7 +83,7 @@ def training_loss(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Cal
     random layers draw the same numbers each time; the model's own buffers and the random state stay as they are. Images
     are (batch, channels, height, width).
     """
-    synchronised = [module for module in model.modules() if isinstance(module, nn.SyncBatchNorm)]
+    together = synchronised(model)
     point = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
     fixed = {name: p.detach() for name, p in model.named_parameters() if not p.requires_grad}
     buffers = dict(model.named_buffers())
@@ -90,11 +92,11 @@ def training_loss(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Cal
         own: dict[str, Any] = {name: buffer.clone() for name, buffer in buffers.items()}
         with torch.random.fork_rng(devices=[images.device] if images.device.type == "cuda" else []):
             torch.manual_seed(0)
-            training = [norm.training for norm in synchronised]
-            for norm in synchronised:  # the other processes do not look on
+            training = [norm.training for norm in together]
+            for norm in together:  # the other processes do not look on
                 norm.eval()
             logits = functional_call(model, {**parameters, **fixed, **own}, (images,))
-            for norm, mode in zip(synchronised, training, strict=True):
+            for norm, mode in zip(together, training, strict=True):
                 norm.train(mode)
         return F.cross_entropy(logits, labels)
 

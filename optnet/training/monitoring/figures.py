@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from optnet.errors import drawable
 from optnet.language.program import Program
 from optnet.networks.unrolled import Coefficient, Unrolled, coefficients
 
@@ -48,7 +49,7 @@ def _heat_map(stage: str, entries: list[Coefficient], program: Program) -> Figur
     for axes, title, matrix in zip(panels, ("learned", "textbook"), (learned, textbook), strict=True):
         axes.set_facecolor("0.85")
         shown = axes.imshow(matrix, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
-        axes.set_title(f"{stage}, {title}", fontsize=9)
+        axes.set_title(drawable(f"{stage}, {title}"), fontsize=9)
         axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=7)
         axes.set_yticks(range(len(rows)), rows, fontsize=7)
         if matrix.size <= 60:
@@ -72,6 +73,7 @@ def predictions(
 
     Right answers are green; wrong ones red, with the right class behind them.
     """
+    classes = [drawable(name, 30) for name in classes]
     pixels = images.detach().float().cpu().permute(0, 2, 3, 1).numpy() * np.asarray(std) + np.asarray(mean)
     likelihood, answers = logits.detach().float().cpu().softmax(1).max(1)
     side = math.ceil(math.sqrt(len(pixels)))
@@ -90,6 +92,7 @@ def predictions(
 
 def confusion_matrix(matrix: Tensor, classes: Sequence[str]) -> Figure:
     """Counts (classes, classes), row the label, column the answer, as parts of their row; up to 20 classes by name."""
+    classes = [drawable(name, 30) for name in classes]
     parts = (matrix / matrix.sum(1, keepdim=True).clamp(min=1)).numpy()
     named = len(classes) <= 20
     side = 1 + 0.4 * len(classes) if named else 8

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from optnet.data import DataSet
-from optnet.errors import reason
+from optnet.errors import RequestError, reason
 from optnet.networks.modes import mode
 from optnet.networks.unrolled import coefficient_names
 from optnet.options import choice, number, option
@@ -117,17 +117,11 @@ class Monitor(Observer):
     def on_epoch(self, progress: Progress, trainer: Trainer) -> None:
         with self._timed():
             self.events.add_scalar("memory/peak_bytes", self.memory(), progress.epoch)
-            if self.options.histograms == "epoch":
-                self._histograms(trainer.model, progress.epoch)
-            if self.options.figures == "epoch":
-                self._figures(trainer.model, progress.epoch)
+            self._pictures("epoch", trainer.model, progress.epoch)
         self.events.add_scalar("time/monitor_seconds", self.seconds, progress.epoch)
 
     def on_end(self, summary: dict[str, Any], trainer: Trainer) -> None:
-        if self.options.histograms == "end":
-            self._histograms(trainer.model, summary["epochs"])
-        if self.options.figures == "end":
-            self._figures(trainer.model, summary["epochs"])
+        self._pictures("end", trainer.model, summary["epochs"])
         table = {key: value for key, value in self.settings.items() if key not in OPERATIONAL}
         table = board.hyperparameters(table, OPEN)
         results = {f"result/{key}": summary[key] for key in ("best", "final", "parameters", "train_seconds")}
@@ -153,6 +147,18 @@ class Monitor(Observer):
             "conditioning/gg": found.gg, "conditioning/gHg": found.gHg,
             "conditioning/predicted_change": found.change(eps), "conditioning/most_negative_curvature": found.curvature,
         }  # fmt: skip
+
+    def _pictures(self, when: str, model: nn.Module, epoch: int) -> None:
+        """The histograms and figures that are asked for then. A run goes on without those that cannot be drawn."""
+        for asked, draw in ((self.options.histograms, self._histograms), (self.options.figures, self._figures)):
+            if asked != when:
+                continue
+            try:
+                draw(model, epoch)
+            except (OSError, RequestError):
+                raise
+            except Exception as error:  # matplotlib and TensorBoard raise what they like
+                self.events.add_text("figures", f"cannot be drawn: {reason(error)}", epoch)
 
     def _histograms(self, model: nn.Module, epoch: int) -> None:
         for name, parameter in model.named_parameters():
