@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from optnet.app.compose import run
+from optnet.app.compose import keys, run
 from optnet.app.config import Evaluate
 from optnet.app.subjects import Subject, of_checkpoint, of_name
 from optnet.app.sweep import Result
@@ -19,7 +19,7 @@ from optnet.app.terminal import console, table
 from optnet.errors import ConfigError, printable, reason
 from optnet.training import distributed
 from optnet.training.environment import find_device, versions
-from optnet.training.folder import new_folder, replacing, write_json
+from optnet.training.folder import check_place, new_folder, replacing, write_json
 from optnet.training.interruption import Stopped
 from optnet.training.measuring import multiply_adds, throughput
 from optnet.training.scoring import Score, evaluate
@@ -50,11 +50,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def requests(asked: Sequence[tuple[Evaluate, Sequence[str]]]) -> list[Request]:
     """Checks all evaluations of a sweep, or the one; see ``prepare``."""
-    return [prepare(config) for config, _ in asked]
+    return [prepare(config, overrides) for config, overrides in asked]
 
 
-def prepare(config: Evaluate) -> Request:
+def prepare(config: Evaluate, overrides: Sequence[str] = ()) -> Request:
     """Checks a request by building its parts; writes nothing.
+
+    Args:
+        overrides: as the command line gives them.
 
     Raises:
         RequestError: the request is wrong.
@@ -66,17 +69,19 @@ def prepare(config: Evaluate) -> Request:
         raise ConfigError(f"model={config.model} must be one name, or one for each of the {len(files)} checkpoints")
     if config.output is not None:
         output = Path(config.output).absolute()
-        if output.is_dir() or not next(path for path in output.parents if path.exists()).is_dir():
-            raise ConfigError(f"output={config.output} must be a file in a folder, like evaluation.json")
+        if output.exists() and not output.is_file():
+            raise ConfigError(f"output={config.output} must be a file, like evaluation.json")
+        check_place("output", config.output, output.parent)
         _earlier(output)
     device = distributed.device(find_device(config.device))
+    stated = keys(overrides)
     if files:
         models: list[str | None] = [*names] if len(names) == len(files) else [names[0] if names else None] * len(files)
-        subjects = [of_checkpoint(config, file, name) for file, name in zip(files, models, strict=True)]
+        subjects = [of_checkpoint(config, file, name, stated) for file, name in zip(files, models, strict=True)]
     else:
-        subjects = [of_name(config, name) for name in names]
+        subjects = [of_name(config, name, stated) for name in names]
     for subject in subjects:
-        subject.try_forward(config.split)
+        subject.try_forward()
     return Request(config, device, subjects)
 
 
@@ -94,6 +99,9 @@ def score(request: Request, label: str = "") -> Result:
     Args:
         label: the job of a sweep; the name of a folder that is made for the evaluation ends with it.
     """
+    for subject in request.subjects if distributed.is_primary() else ():
+        if subject.said:
+            print(printable(f"{subject.name}: {subject.said}"), flush=True)
     scores = [_score(subject, request) for subject in request.subjects]
     if distributed.is_primary():
         file = _output(request, label)
@@ -143,7 +151,8 @@ def _entry(subject: Subject, request: Request, score: Score) -> dict[str, Any]:
     model = subject.model.to(request.device).eval()
     images = next(subject.loader(request.config, request.device).batches())[0]
     return {
-        subject.kind: subject.name, "dataset": subject.data.name, "split": request.config.split, "top1": score.top1,
+        subject.kind: subject.name, "dataset": subject.data.name, "split": request.config.split,
+        "preprocessing": asdict(subject.data.preprocessing), "top1": score.top1,
         "top5": score.top5, "loss": score.loss, "count": score.count, "correct": score.correct,
         "calibration_error": score.calibration_error,
         "per_class": dict(zip(subject.data.classes, score.per_class, strict=True)),

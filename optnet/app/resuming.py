@@ -11,7 +11,7 @@ import yaml
 from omegaconf import OmegaConf
 from torch import nn
 
-from optnet.app.compose import typed
+from optnet.app.compose import keys, typed
 from optnet.app.config import Train
 from optnet.data import DataOptions, DataRecord, DataSet
 from optnet.errors import CheckpointError, ConfigError, printable, reason
@@ -98,7 +98,7 @@ def stored(config: Train, overrides: Sequence[str]) -> GoingOn:
     file = folder / "config.yaml"
     if not file.is_file():
         raise ConfigError(f"resume={config.resume} is not a run's folder: there is no {file}")
-    given = [override.split("=")[0].lstrip("+~") for override in overrides]
+    given = keys(overrides)
     for key, override in zip(given, overrides, strict=True):
         if key not in ON_RESUME:
             raise ConfigError(f"{override}: a resumed run keeps its config; only {', '.join(ON_RESUME)} can be given")

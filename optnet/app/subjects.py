@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Collection
 from dataclasses import dataclass, replace
-from typing import Any
 
 import timm
 import torch
-from PIL import Image
-from timm.data import create_transform, resolve_data_config
 from torch import nn
 
 from optnet.app import models
 from optnet.app.config import Evaluate, Model
-from optnet.data import DataOptions, DataRecord, DataSet, Loader, load_as
-from optnet.errors import CheckpointError, ConfigError, ModelError, reason
+from optnet.data import DataOptions, DataRecord, DataSet, Loader, Preprocessing, load_as
+from optnet.errors import CheckpointError, ConfigError, DataError, ModelError, foreign
 from optnet.options import check
 from optnet.training import checkpoint
 
@@ -26,9 +23,10 @@ class Subject:
 
     Attributes:
         kind: ``checkpoint`` or ``model``.
+        data: with the preprocessing of the model's training, except for what this command states.
         loading: how ``data`` is read: as asked for, else as in the checkpoint's training.
+        said: how that differs from the data set's own, or from the model's training; empty if it does not.
         changed: how the split differs from what it was when the model was trained; empty if it does not.
-        transform: of images in files, as timm evaluates this model; None: as they were for its training.
     """
 
     kind: str
@@ -36,38 +34,36 @@ class Subject:
     model: nn.Module
     data: DataSet
     loading: DataOptions
-    transform: Callable[[Any], torch.Tensor] | None
+    said: str
     changed: str = ""
 
     def loader(self, config: Evaluate, device: torch.device) -> Loader:
         return self.data.loader(
-            config.split, config.batch_size, device=device, workers=self.loading.workers,
-            skip=self.loading.skip, transform=self.transform,
-        )  # fmt: skip
+            config.split, config.batch_size, device=device, workers=self.loading.workers, skip=self.loading.skip
+        )
 
     @torch.no_grad()
-    def try_forward(self, split: str) -> None:
+    def try_forward(self) -> None:
         """Scores a blank image, so that what cannot be evaluated is refused before anything is scored.
 
         Raises:
             ModelError: the model cannot take images of this data.
         """
-        image = torch.zeros(self.data.shape)
-        if self.transform is not None and _in_files(self.data, split):
-            image = self.transform(Image.new("RGB", self.data.shape[:0:-1]))
-        try:
-            self.model.eval()(image[None])
-        except Exception as error:
-            size, why = "x".join(map(str, image.shape)), reason(error)
-            raise ModelError(f"{self.kind}={self.name} cannot be evaluated on images of {size}: {why}") from None
+        size = "x".join(map(str, self.data.shape))
+        with foreign(f"{self.kind}={self.name} cannot be evaluated on images of {size}", ModelError):
+            self.model.eval()(torch.zeros(1, *self.data.shape))
 
 
-def _in_files(data: DataSet, split: str) -> bool:
-    return not isinstance(getattr(data, split).images, torch.Tensor)
+def _data(loading: DataOptions, seed: int) -> DataSet:
+    with foreign(f"data={loading.name}", DataError):
+        return load_as(loading, seed, training=False)
 
 
-def of_checkpoint(config: Evaluate, file: str, name: str | None) -> Subject:
+def of_checkpoint(config: Evaluate, file: str, name: str | None, stated: Collection[str] = ()) -> Subject:
     """The model of a run's checkpoint, or ``name`` with the weights of timm's or anybody's, .safetensors too.
+
+    Args:
+        stated: the keys that the command line states; see ``DataOptions.stated``.
 
     Raises:
         CheckpointError: the file is missing, would need unpickling, or its weights do not fit.
@@ -81,7 +77,7 @@ def of_checkpoint(config: Evaluate, file: str, name: str | None) -> Subject:
                 f"{file} is not a checkpoint of optnet (format {checkpoint.FORMAT}); "
                 "if it holds a model's weights, say which model's: model=NAME"
             )
-        subject = of_name(config, name)
+        subject = of_name(config, name, stated)
         checkpoint.put(subject.model, file)
         return replace(subject, kind="checkpoint", name=file)
     if name is not None:
@@ -91,16 +87,36 @@ def of_checkpoint(config: Evaluate, file: str, name: str | None) -> Subject:
     try:
         loading = config.data or replace(DataOptions(**saved.config["data"]), download=False)
         check(loading, "data.", CheckpointError)
-        data = load_as(loading, int(saved.config["seed"]), training=False)
+        data = _data(loading, int(saved.config["seed"]))
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{file} does not say which data it was trained on ({error})") from None
     checkpoint.check_classes(saved, data.classes, file)
     then = DataRecord.from_dict(saved.data)
     changed = data.changes(then, (config.split,)) if then.name == data.name else ""
-    return Subject("checkpoint", file, model, data, loading, None, changed)
+    prepared, said = prepare(data, Preprocessing(**saved.preprocessing), loading, stated)
+    return Subject("checkpoint", file, model, prepared, loading, said, changed)
 
 
-def of_name(config: Evaluate, name: str) -> Subject:
+def prepare(
+    data: DataSet, trained: Preprocessing, options: DataOptions, stated: Collection[str], what: str = "it was trained"
+) -> tuple[DataSet, str]:
+    """The data with the preprocessing that a model was trained with, except for what the command line states.
+
+    Returns it with a sentence about how it differs from the data set's own, or from that of the training.
+
+    Raises:
+        DataError: the images have another number of channels.
+    """
+    used = options.stated(trained, stated)
+    said = []
+    if keys := [key for key in stated if key.removeprefix("data.") in vars(used) and used != trained]:
+        said.append(f"images of {used}, by {', '.join(sorted(keys))}; {what} with {trained}")
+    elif used != data.preprocessing:
+        said.append(f"images of {used}, as {what}; {data.name}'s own are {data.preprocessing}")
+    return data.prepared(used), "".join(said)
+
+
+def of_name(config: Evaluate, name: str, stated: Collection[str] = ()) -> Subject:
     """A registered model, ours or timm's, with its published weights if they are asked for.
 
     Examples in files are brought to the size the model is made for; images in memory are what they are.
@@ -109,7 +125,7 @@ def of_name(config: Evaluate, name: str) -> Subject:
         ConfigError: the published weights are for another number of classes. ModelError: see ``models.build``.
     """
     loading = config.data or DataOptions()
-    data = load_as(loading, config.seed, training=False)
+    data = _data(loading, config.seed)
     torch.manual_seed(config.seed)
     kwargs = {"pretrained": True} if config.pretrained else {}
     known = timm.get_pretrained_cfg_value(name, "num_classes") if timm.is_model_pretrained(name) else None
@@ -118,13 +134,9 @@ def of_name(config: Evaluate, name: str) -> Subject:
             f"pretrained=true: the published weights of model={name} are for {known} classes, and {data.name} has "
             f"{len(data.classes)}; try data=imagenet"
         )
-    sized = not _in_files(data, config.split)
-    model, _ = models.build(Model(name, kwargs=kwargs), {}, len(data.classes), data.shape, sized=sized)
-    return Subject("model", name, model, data, loading, timms_transform(model))
-
-
-def timms_transform(model: nn.Module) -> Callable[[Any], torch.Tensor]:
-    """Resize, crop, interpolation, mean and deviation of a model's configuration, as timm's validate.py has them."""
-    resolved = resolve_data_config({}, model=model, use_test_size=True)
-    made: Callable[[Any], torch.Tensor] = create_transform(**resolved)
-    return made
+    in_files = not isinstance(getattr(data, config.split).images, torch.Tensor)
+    model, _ = models.build(Model(name, kwargs=kwargs), {}, len(data.classes), data.shape, sized=not in_files)
+    said = ""
+    if in_files:
+        data, said = prepare(data, Preprocessing.of(model), loading, stated, "timm evaluates it")
+    return Subject("model", name, model, data, loading, said)

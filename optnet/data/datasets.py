@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torchvision import transforms
 from optnet.data import builtin, folders
 from optnet.data.examples import Examples, Source
 from optnet.data.loading import FileLoader, Loader, TensorLoader
+from optnet.data.preprocessing import INTERPOLATIONS, Preprocessing
 from optnet.data.published import PUBLISHED
 from optnet.data.record import DataRecord, changes, record
 from optnet.errors import DataError
@@ -32,21 +33,42 @@ SPLITS = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class DataSet:
-    """A data set with its three splits; ``shape`` is (channels, height, width) of one image.
+    """A data set with its three splits, and what is done to its images.
 
-    ``crop`` is the side of the centre crop in evaluation, as a fraction of the short side; only for images in files.
+    ``preprocessing`` is that in evaluation; ``augment`` of ``loader`` changes it in training.
     """
 
     name: str
     classes: tuple[str, ...]
-    shape: tuple[int, int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    preprocessing: Preprocessing
     train: Examples
     validation: Examples
     test: Examples
     record: DataRecord
-    crop: float = 1.0
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of one image."""
+        return self.preprocessing.shape
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        return self.preprocessing.mean
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        return self.preprocessing.std
+
+    def prepared(self, preprocessing: Preprocessing) -> DataSet:
+        """The same images with another preprocessing, like that which a network was trained with.
+
+        Raises:
+            DataError: the images are in memory and have another number of channels.
+        """
+        given, own = len(preprocessing.mean), len(self.mean)
+        if given != own and any(isinstance(getattr(self, split).images, Tensor) for split in SPLITS):
+            raise DataError(f"the images of {self.name} have {own} channel(s), and {given} are needed")
+        return replace(self, preprocessing=preprocessing)
 
     def __str__(self) -> str:
         sizes = ", ".join(f"{len(getattr(self, split)):,} {split}" for split in SPLITS)
@@ -69,12 +91,10 @@ class DataSet:
         workers: int = 0,
         seed: int = 0,
         skip: bool = False,
-        transform: Callable[[Any], Tensor] | None = None,
     ) -> Loader:
         """The loader of one split. It shuffles and augments if ``training``.
 
-        For images in files, ``skip`` leaves out those that cannot be read, and ``transform`` replaces the data set's
-        own transform.
+        For images in files, ``skip`` leaves out those that cannot be read.
 
         Raises:
             DataError: the split is empty, or ``augment`` works only for images in files.
@@ -89,25 +109,27 @@ class DataSet:
                     f"data.augment={augment} is for images in files; {self.name} takes {', '.join(_PADDING)}"
                 )
             padding = _PADDING[augment]
+            images = self.preprocessing.shaped(examples.images)
             return TensorLoader(
-                examples.images, examples.labels, batch_size, mean=self.mean, std=self.std, device=device,
+                images, examples.labels, batch_size, mean=self.mean, std=self.std, device=device,
                 shuffle=training, padding=padding, mirror=augment == "crop_flip", seed=seed,
             )  # fmt: skip
-        transform = transform or self._file_transform(augment)
         return FileLoader(
-            examples.images, transform, batch_size, device=device, shuffle=training, workers=workers, seed=seed,
-            skip=skip,
+            examples.images, self._transform(augment), batch_size, device=device, shuffle=training, workers=workers,
+            seed=seed, skip=skip,
         )  # fmt: skip
 
-    def _file_transform(self, augment: str) -> Callable[[Any], Tensor]:
-        size = self.shape[1]
-        shaped: list[Any] = [transforms.Resize(round(size / self.crop)), transforms.CenterCrop(size)]
+    def _transform(self, augment: str) -> Callable[[Any], Tensor]:
+        """Of images in files."""
+        own = self.preprocessing
+        if augment == "none":
+            return own.transform()
         if augment == "shift":
-            shaped.append(transforms.RandomCrop(size, padding=1))
-        elif augment != "none":
-            area = 0.35 if augment == "crop_flip" else 0.08
-            shaped = [transforms.RandomResizedCrop(size, scale=(area, 1.0)), transforms.RandomHorizontalFlip()]
-        return transforms.Compose([*shaped, transforms.ToTensor(), transforms.Normalize(self.mean, self.std)])
+            return own.transform([*own.shaping(), transforms.RandomCrop(own.size, padding=1)])
+        area = 0.35 if augment == "crop_flip" else 0.08
+        mode = transforms.InterpolationMode(own.interpolation)
+        crop = transforms.RandomResizedCrop(own.size, scale=(area, 1.0), interpolation=mode)
+        return own.transform([crop, transforms.RandomHorizontalFlip()])
 
 
 @dataclass
@@ -138,6 +160,13 @@ class DataOptions:
     crop: float = number(
         1.0, high=1, above=0, help="the side of evaluation's centre crop, as a fraction of the short side"
     )
+    interpolation: str = choice("bilinear", *INTERPOLATIONS, help="of images that are resized")
+    mean: list[float] | None = option(
+        None, example=[0.485, 0.456, 0.406], help="of each channel, in 0..1; null: the data set's own"
+    )
+    std: list[float] | None = option(
+        None, example=[0.229, 0.224, 0.225], help="of each channel, in 0..1; null: the data set's own"
+    )
     classes: int = number(10, 2, 100_000, help="the number of synthetic classes")
     images: int = number(1000, 10, help="the number of synthetic images")
     limit: int | None = number(None, 2, help="the maximum number of images in each split; the same images in every run")
@@ -148,6 +177,18 @@ class DataOptions:
     def skip(self) -> bool:
         """Whether images that cannot be read are left out."""
         return self.unreadable == "skip"
+
+    def stated(self, given: Preprocessing, keys: Collection[str]) -> Preprocessing:
+        """A preprocessing with those values of its own that these keys, like ``data.size``, state.
+
+        Raises:
+            DataError: they do not go together.
+        """
+        own = {
+            "size": (self.size, self.size), "crop": self.crop, "interpolation": self.interpolation,
+            "mean": tuple(self.mean or given.mean), "std": tuple(self.std or given.std),
+        }  # fmt: skip
+        return given.changed(**{key: value for key, value in own.items() if f"data.{key}" in keys})
 
 
 def load(name: str, root: str, *, seed: int = 0, training: bool = True, **options: Any) -> DataSet:
@@ -176,13 +217,14 @@ def load_as(options: DataOptions, seed: int = 0, training: bool = True) -> DataS
     if training and not len(source.test):
         raise DataError(_too_few(options, len(source.train), "test"))
     train, held_out, test = (part.limited(options.limit) for part in (train, held_out, source.test))
-    sizes = train.images.shape[1:] if isinstance(train.images, Tensor) else (3, options.size, options.size)
-    channels, height, width = sizes
+    if isinstance(train.images, Tensor):
+        height, width = train.images.shape[2:]
+        own, keys = Preprocessing((height, width), source.mean, source.std), {"data.mean", "data.std"}
+    else:
+        own = Preprocessing((options.size, options.size), source.mean, source.std)
+        keys = {"data.mean", "data.std", "data.crop", "data.interpolation"}
     made = record(options.name, len(source.classes), (train, held_out, test), source.exact)
-    return DataSet(
-        options.name, source.classes, (channels, height, width), source.mean, source.std, train, held_out, test, made,
-        options.crop,
-    )  # fmt: skip
+    return DataSet(options.name, source.classes, options.stated(own, keys), train, held_out, test, made)
 
 
 def _too_few(options: DataOptions, images: int, split: str) -> str:

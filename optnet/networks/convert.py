@@ -62,8 +62,9 @@ def checkpoint_filter(state: dict[str, Tensor], model: nn.Module) -> dict[str, T
 def from_timm(model: nn.Module, **options: Any) -> Network:
     """The optnet network that computes what a ResNet, ResNetV2 or DenseNet of timm or torchvision computes.
 
-    With the ancestor's coefficients, the default, the outputs are equal. Other coefficients use the same weights but
-    give other outputs: heavy ball with step = 0.1 and beta = 0.9 turns a ResNet into a Momentum ResNet.
+    It has the model's ``pretrained_cfg``. With the ancestor's coefficients, the default, the outputs are equal. Other
+    coefficients use the same weights but give other outputs: heavy ball with step = 0.1 and beta = 0.9 turns a ResNet
+    into a Momentum ResNet.
 
     Args:
         options: of ``Network.from_algorithm``: ``algorithm`` (by default ``heavy_ball`` for residual networks and
@@ -112,7 +113,15 @@ def _filled(model: nn.Module, ancestor: Ancestor, options: dict[str, Any]) -> Ne
             )
     made.load_state_dict(weights)
     _share_constants(model, made, norm_pairs(ancestor, made))
+    _share_cfg(model, made, "stem.conv", "head.fc")
     return made
+
+
+def _share_cfg(source: nn.Module, target: Any, stem: str, head: str) -> None:
+    """Gives the target timm's description of the images, the classes and the weights, if the source has one."""
+    given = getattr(source, "pretrained_cfg", None)
+    if given:
+        target.pretrained_cfg = target.default_cfg = {**given, "first_conv": stem, "classifier": head}
 
 
 def _share_constants(source: nn.Module, target: nn.Module, pairs: Iterable[tuple[str, str]]) -> None:
@@ -195,6 +204,7 @@ def to_timm(network: Network) -> nn.Module:
         raise ModelError(f"timm's {type(target).__name__} has no counterpart of this network's {min(left)}")
     target.load_state_dict(state)
     _share_constants(network, target, ((ours, theirs) for theirs, ours in norm_pairs(ancestor, network)))
+    _share_cfg(network, target, ancestor.stem, ancestor.head)
     _verify(network, target, network.in_chans, 7 if network.options.stem == "imagenet" else 3)
     return target.train(network.training)
 

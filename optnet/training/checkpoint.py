@@ -18,8 +18,9 @@ from safetensors.torch import load_file
 from timm.models import get_arch_name, load_checkpoint
 from torch import nn
 
+from optnet.data import Preprocessing
 from optnet.data.record import DataRecord
-from optnet.errors import CheckpointError, ConfigError, reason
+from optnet.errors import CheckpointError, ConfigError, RequestError, reason
 from optnet.networks.network import Network
 from optnet.networks.zoo import MODELS
 from optnet.options import number, option
@@ -68,6 +69,7 @@ class Checkpoint:
         events: the size of each of TensorBoard's files, in bytes.
         config: the run's settings.
         classes: the names of the data's classes, in order.
+        preprocessing: of the images in evaluation; see ``data.Preprocessing``.
         data: how many images each split has, and which; see ``record.DataRecord``.
         versions: of what the file was written with.
     """
@@ -84,6 +86,7 @@ class Checkpoint:
     events: dict[str, int]
     config: dict[str, Any]
     classes: list[str]
+    preprocessing: Annotated[dict[str, Any], Preprocessing]
     data: Annotated[dict[str, Any], DataRecord]
     versions: dict[str, str]
 
@@ -192,7 +195,8 @@ def parse(content: dict[str, Any], path: str | Path) -> Checkpoint:
     try:
         conform(entries, Checkpoint, "")
         Record.read(entries["records"])
-    except CheckpointError as error:
+        Preprocessing(**entries["preprocessing"])
+    except RequestError as error:
         raise CheckpointError(f"{path} is not a checkpoint of optnet (format {FORMAT}): {error}") from None
     return Checkpoint(**entries)
 
@@ -270,13 +274,16 @@ _TRACED = ("algorithm", "constants", "coefficient_init", "reading", "transition"
 
 
 def rebuild(content: Checkpoint) -> nn.Module:
-    """The model of a checkpoint, with its weights. It is built from data alone: whatever the file says, no code of a
-    user is run, and nothing is fetched.
+    """The model of a checkpoint, with its weights and its ``pretrained_cfg``.
+
+    It is built from data alone: whatever the file says, no code of a user is run, and nothing is fetched.
 
     Raises:
         CheckpointError: it describes no model of ours or timm's, or the weights do not fit the one it describes.
     """
-    return build(content.model, content.state_dict)
+    model = build(content.model, content.state_dict)
+    Preprocessing(**content.preprocessing).describe(model, content.classes)
+    return model
 
 
 def build(described: Mapping[str, Any], state_dict: Mapping[str, Any]) -> nn.Module:

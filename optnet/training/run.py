@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -321,7 +321,7 @@ class Run:
             trainer=self.trainer.state_dict(), progress=progress, shares=gathered, epoch=self._epoch(),
             rng=random_state(self.job.device), records=self.logbook.history(), events=self.logbook.marks(),
             config=self.job.settings, classes=list(self.job.data.classes), data=self.job.data.record.to_dict(),
-            versions=versions(),
+            preprocessing=asdict(self.job.data.preprocessing), versions=versions(),
         )  # fmt: skip
         checkpoint.save(self.folder / "checkpoints" / name, content, keep if name == checkpoint.LAST else None)
 

@@ -20,8 +20,9 @@ def conform(value: Any, kind: Any, where: str) -> None:
     """Checks a stored value.
 
     Args:
-        kind: its type: a number, text, tensor, ``dict[str, ...]``, ``list[...]``, or a dataclass. A dataclass stands
-            for a table of its fields, whose ranges are those that they declare. ``Annotated[..., kind]`` is ``kind``.
+        kind: its type: a number, text, tensor, ``dict[str, ...]``, ``list[...]``, ``tuple[...]``, or a dataclass. A
+            dataclass stands for a table of its fields, whose ranges are those that they declare. ``Annotated[...,
+            kind]`` is ``kind``.
         where: what to call the value in the message.
 
     Raises:
@@ -46,6 +47,12 @@ def conform(value: Any, kind: Any, where: str) -> None:
         _need(isinstance(value, list), where, "a list", value)
         for number, entry in enumerate(value):
             conform(entry, parts[0], f"{where}[{number}]")
+    elif origin is tuple:
+        many = parts[-1] is Ellipsis
+        kinds = parts[:1] * len(value) if many and isinstance(value, tuple) else parts
+        _need(isinstance(value, tuple) and len(value) == len(kinds), where, "a tuple", value)
+        for number, (entry, one) in enumerate(zip(value, kinds, strict=True)):
+            conform(entry, one, f"{where}[{number}]")
     elif kind is float:
         _need(isinstance(value, (int, float)) and not isinstance(value, bool), where, NAMES[float], value)
     elif kind is int:
