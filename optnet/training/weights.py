@@ -160,7 +160,7 @@ def _state_dict(content: Any, depth: int) -> State | None:
 def named_as(state: Mapping[str, Tensor], model: nn.Module) -> State:
     """The tensors of a state dict by the names that they have in a model; what it does not have keeps its name.
 
-    The names of wrappers, a prefix that all of the model's parameters have (Lightning: ``model.``, ``net.``), and what
+    The count of torch's averages, the names of wrappers, a prefix that all of the model's parameters have (Lightning: ``model.``, ``net.``), and what
     is outside this prefix are taken away. torchvision's first names of DenseNet become today's. A ResNet's or
     DenseNet's become those of the optnet network that it is the ancestor of.
 
@@ -170,6 +170,7 @@ def named_as(state: Mapping[str, Tensor], model: nn.Module) -> State:
     vocabularies: list[Collection[str]] = [model.state_dict().keys()]
     if isinstance(model, Network):
         vocabularies += [parameter_pairs(ancestor, model).keys() for ancestor in ANCESTORS]
+    state = {name: value for name, value in state.items() if name != "n_averaged" or name in vocabularies[0]}
     best, most = dict(state), 0
     for words in vocabularies:
         cleaned = {_cleaned(name, words): value for name, value in state.items()}
@@ -204,18 +205,15 @@ def _prefix(names: Collection[str], words: Collection[str]) -> tuple[str, int]:
 def differences(state: Mapping[str, Tensor], model: nn.Module) -> tuple[list[str], list[str], dict[str, str]]:
     """The names of the model that ``state`` lacks, those that the model lacks, and why others do not fit, by name."""
     wanted = model.state_dict()
-    counters = [name for name in wanted if name.endswith("num_batches_tracked")]  # torch has them since 0.4.1
-    missing = [name for name in wanted if name not in state and name not in counters]
-    more = [name for name in state if name not in wanted and name.rpartition(".")[2] not in _COUNTERS]
+    counter = "num_batches_tracked"  # torch has had it since 0.4.1
+    missing = [name for name in wanted if name not in state and not name.endswith(counter)]
+    more = [name for name in state if name not in wanted and not name.endswith(counter)]
     unlike = {
         name: f"{printable(name)} is {form(state[name])}, not {form(own)}"
         for name, own in wanted.items()
         if name in state and form(state[name]) != form(own)
     }
     return missing, more, unlike
-
-
-_COUNTERS = ("n_averaged", "num_batches_tracked")
 
 
 def put(model: nn.Module, content: Any, where: str) -> None:
