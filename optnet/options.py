@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from typing import Any
 
-from optnet.errors import ConfigError, RequestError
+from optnet.errors import ConfigError, RequestError, unknown
 
 
 def number(
@@ -71,7 +71,7 @@ def expand_paths(config: Any) -> None:
 def one_of(name: str, value: Any, options: Collection[str], error: type[RequestError] = ConfigError) -> None:
     """Raises ``error`` unless the value is one of the words."""
     if value not in options:
-        raise error(f"{name}={value} is unknown; it is one of {', '.join(options)}")
+        raise error(unknown(name, value, options))
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,12 @@ def check(config: Any, prefix: str = "", error: type[RequestError] = ConfigError
         value, name, limits = getattr(config, key.name), f"{prefix}{key.name}", key.metadata
         if is_dataclass(value):
             check(value, f"{name}.", error)
-        elif value is None:
+            continue
+        _check_text(name, value, error)
+        if value == "":
+            given = example(config, key.name)
+            raise error(f"{name}= is empty; give a value" + (f" like {given}" if given != "null" else ", or null"))
+        if value is None:
             if key.default is not None and key.default is not MISSING:
                 raise error(f"{name} is null; give a value like {example(config, key.name)}")
         elif "options" in limits:
@@ -169,3 +174,21 @@ def check(config: Any, prefix: str = "", error: type[RequestError] = ConfigError
             if not math.isfinite(value) or not low <= value <= high or (above is not None and value <= above):
                 must = _interval(limits) or "finite"
                 raise error(f"{name}={value} is out of range; it must be {must}, like {example(config, key.name)}")
+
+
+def _check_text(name: str, value: Any, error: type[RequestError]) -> None:
+    """Checks that every text in a value can be written to a file, and be a file's name."""
+    if isinstance(value, dict):
+        for key, entry in value.items():
+            _check_text(name, key, error)
+            _check_text(f"{name}.{key}", entry, error)
+    elif isinstance(value, list):
+        for entry in value:
+            _check_text(name, entry, error)
+    elif isinstance(value, str) and ("\0" in value or (not value.isascii() and _surrogates(value))):
+        raise error(f"{name}={value!r} has a character that no name can have; leave it out")
+
+
+def _surrogates(text: str) -> bool:
+    """Whether some of it is no Unicode: bytes of the command line that were not UTF-8."""
+    return any("\ud800" <= letter <= "\udfff" for letter in text)

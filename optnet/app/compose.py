@@ -18,7 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.core.plugins import Plugins
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
 from omegaconf import OmegaConf
@@ -29,11 +29,12 @@ from optnet.app import sweep
 from optnet.app.config import Evaluate, Train
 from optnet.app.exits import exit_statuses
 from optnet.app.guide import guide
+from optnet.app.refusal import one_line, refused, wrong_type
 from optnet.data import DataOptions
-from optnet.errors import AlgorithmError, ConfigError, RequestError, did_you_mean
+from optnet.errors import AlgorithmError, ConfigError, RequestError, unknown
 from optnet.language.lookup import find_algorithm, list_algorithms
 from optnet.networks.zoo import list_models
-from optnet.options import check, describe, example, expand_paths, tables
+from optnet.options import check, expand_paths, tables
 from optnet.training.distributed import launched
 from optnet.training.trainers import TRAINERS
 
@@ -79,6 +80,8 @@ def run(name: str, schema: Schema, prepare: Prepare, job: sweep.Job) -> None:
             config, groups = compose(name, schema, asked.overrides)
             print(guide(name, config, groups))
             return
+        if schema is Evaluate:
+            _check_data(asked.overrides)
         if not (asked.hydra_help or asked.shell_completion):
             place = _place(asked)
             composed = [
@@ -145,11 +148,11 @@ def register(name: str, schema: Schema, arguments: list[str]) -> list[str]:
         keys = OmegaConf.to_container(OmegaConf.structured(kind.options))
         store.store(group="schema", name=trainer, node=keys, package="trainer")
     models, algorithms = set(list_models()), set(list_algorithms())
-    free = tuple(f"{table}." for table in tables(schema()) if table != "algorithm")
+    free = [table for table in tables(schema()) if table != "algorithm"]
     written = []
     for argument in arguments:
         key, _, values = argument.partition("=")
-        if key.startswith(free):
+        if key.rpartition(".")[0] in free or (key in free and values.startswith("{")):
             argument = f"++{argument}"  # Hydra asks for it where a table gets a new key
         if key == "model":
             models.update(value for value in values.split(",") if timm.is_model(value))
@@ -178,7 +181,7 @@ def _parsed(arguments: Sequence[str]) -> list[Override]:
     try:
         return OverridesParser.create().parse_overrides(list(arguments))
     except HydraException as error:
-        raise ConfigError(_one_line(error)) from None
+        raise ConfigError(one_line(error)) from None
 
 
 def keys(overrides: Sequence[str]) -> list[str]:
@@ -209,6 +212,16 @@ def _jobs(arguments: list[str], multirun: bool) -> Iterator[list[str]]:
     return (list(job) for job in itertools.product(*parts))
 
 
+def _check_data(arguments: Sequence[str]) -> None:
+    """Raises:
+    ConfigError: an option of the data is given and no data.
+    """
+    keys = [override.key_or_group for override in _parsed(arguments)]
+    options = [key for key in keys if key.startswith("data.")]
+    if options and "data" not in keys:
+        raise ConfigError(f"{options[0]} needs data=, like data=folder data.root=images")
+
+
 def _place(asked: Any) -> tuple[Path, list[str]]:
     """The folder of the first configuration, and the folders besides, as --config-path and --config-dir say.
 
@@ -235,6 +248,9 @@ def compose(
     Raises:
         ConfigError: a key or a value is wrong.
     """
+    for override in _parsed(overrides):
+        if override.is_delete() and override.key_or_group not in _groups(schema):
+            raise ConfigError(f"~{override.key_or_group}: a key cannot be left out; give it a value")
     try:
         GlobalHydra.instance().clear()
         with hydra.initialize_config_dir(str(place or conf()), version_base=None):
@@ -247,22 +263,18 @@ def compose(
     except (HydraException, OmegaConfBaseException, ValueError, TypeError, AssertionError) as error:
         if isinstance(error, RequestError):
             raise
-        if isinstance(error.__cause__, ValidationError) and error.__cause__.full_key:
-            defaults = schema()
-            defaults.data = defaults.data or DataOptions()  # evaluate.py takes a checkpoint's own
-            raise _wrong_type(error.__cause__, defaults) from None
-        raise ConfigError(_one_line(error) + _near(error, schema)) from None
+        raise refused(error, _defaults(schema), overrides, _groups(schema)) from None
 
 
-def _near(error: Exception, schema: Schema) -> str:
-    """The nearest right names, where a group's option or a key is unknown."""
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        group, _, option = str(error.missing_cfg_file).rpartition("/")
-        known = list(error.options or [])
-        return did_you_mean(option, [*known, *timm.list_models()] if group == "model" else known)
-    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
-    key = str(getattr(cause, "full_key", "") or getattr(cause, "key", "") or "")
-    return did_you_mean(key, [option.name for option in describe(schema())]) if key else ""
+def _defaults(schema: Schema) -> Any:
+    """The configuration without overrides."""
+    defaults = schema()
+    defaults.data = defaults.data or DataOptions()  # evaluate.py takes a checkpoint's own
+    return defaults
+
+
+def _groups(schema: Schema) -> list[str]:
+    return [place.name for place in conf().iterdir() if place.is_dir()] if schema is Train else ["data"]
 
 
 def typed(schema: Schema, config: Any) -> Any:
@@ -276,7 +288,7 @@ def typed(schema: Schema, config: Any) -> Any:
     try:
         checked = _objects(schema, config)
     except OmegaConfBaseException as error:
-        raise ConfigError(_one_line(error)) from None
+        raise refused(error, _defaults(schema), groups=_groups(schema)) from None
     expand_paths(checked)
     check(checked)
     return checked
@@ -290,28 +302,10 @@ def _objects(schema: Schema, content: Any) -> Any:
     if "trainer" in base:
         name = OmegaConf.select(content, "trainer.name")
         if name not in TRAINERS:
-            raise ConfigError(f"trainer.name={name} is unknown; it is one of {', '.join(TRAINERS)}")
+            raise ConfigError(unknown("trainer.name", name, TRAINERS))
         base.trainer = OmegaConf.structured(TRAINERS[name].options)
     try:
         plain = OmegaConf.to_container(content)  # merged as it is, a key that was added with + would pass
         return OmegaConf.to_object(OmegaConf.merge(base, plain))
     except ValidationError as error:
-        raise _wrong_type(error, OmegaConf.to_object(base)) from None
-
-
-def _wrong_type(error: ValidationError, defaults: Any) -> ConfigError:
-    """Names the key, the value that is of the wrong type, and one of the right type."""
-    key, value = str(error.full_key), getattr(error, "value", "")
-    return ConfigError(f"{key}={value} is of the wrong type; give one like {example(defaults, key)}")
-
-
-def _one_line(error: Exception) -> str:
-    """Hydra's and OmegaConf's messages, the key in front, without their trailing hints for Python callers."""
-    text = str(error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error)
-    key = getattr(error.__cause__ or error, "full_key", None)
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    lines = [
-        line for line in lines if not line.startswith(("full_key:", "object_type=", "reference_type=", "Set the env"))
-    ]
-    line = " ".join(lines).partition(" Config search path:")[0].replace("is not in struct", "does not exist here")
-    return f"{key}: {line}" if key and key not in line else line
+        raise wrong_type(error, OmegaConf.to_object(base)) from None

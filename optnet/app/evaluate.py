@@ -19,7 +19,7 @@ from optnet.app.terminal import console, table
 from optnet.errors import ConfigError, printable, reason
 from optnet.training import distributed
 from optnet.training.environment import find_device, versions
-from optnet.training.folder import new_folder, replacing, write_json
+from optnet.training.folder import check_place, new_folder, replacing, write_json
 from optnet.training.interruption import Stopped
 from optnet.training.measuring import multiply_adds, throughput
 from optnet.training.scoring import Score, evaluate
@@ -69,8 +69,9 @@ def prepare(config: Evaluate, overrides: Sequence[str] = ()) -> Request:
         raise ConfigError(f"model={config.model} must be one name, or one for each of the {len(files)} checkpoints")
     if config.output is not None:
         output = Path(config.output).absolute()
-        if output.is_dir() or not next(path for path in output.parents if path.exists()).is_dir():
-            raise ConfigError(f"output={config.output} must be a file in a folder, like evaluation.json")
+        if output.exists() and not output.is_file():
+            raise ConfigError(f"output={config.output} must be a file, like evaluation.json")
+        check_place("output", config.output, output.parent)
         _earlier(output)
     device = distributed.device(find_device(config.device))
     stated = keys(overrides)

@@ -9,10 +9,24 @@ from pathlib import Path
 from typing import Any
 
 import timm
+from timm.layers import create_act, create_norm
 from torch import nn
 
 from optnet.app.config import Model
-from optnet.errors import AlgorithmError, ConfigError, ModelError, RequestError, did_you_mean, reason
+from optnet.errors import AlgorithmError, ConfigError, ModelError, foreign, unknown
+
+LAYERS = {
+    "act_layer": tuple(create_act._ACT_LAYER_DEFAULT),
+    "norm_layer": tuple(create_norm._NORM_MAP),
+}
+"""The layers that timm's models take by name."""
+
+FIXED = {
+    "num_classes": "the data says how many classes there are",
+    "in_chans": "the data says how many channels its images have",
+    "features_only": "a classifier is trained and scored",
+}
+"""What timm.create_model gets from somewhere else."""
 
 
 def build(
@@ -27,9 +41,10 @@ def build(
         ModelError: there is no such model, or it does not take an option that is set.
         ConfigError: the algorithm cannot be found or traced.
     """
-    if not timm.is_model(config.name):
-        near = did_you_mean(config.name, timm.list_models()) or "; see optnet.list_models() and timm.list_models()"
-        raise ModelError(f"unknown model '{config.name}'{near}")
+    _check_name(config.name)
+    for key, why in FIXED.items():
+        if key in config.kwargs:
+            raise ModelError(f"model.kwargs.{key}={config.kwargs[key]} cannot be set: {why}")
     kwargs = {key: value for key, value in vars(config).items() if value is not None and key not in ("name", "kwargs")}
     kwargs.update(config.kwargs, num_classes=classes, in_chans=shape[0])
     if sized and getattr(_pretrained(config.name), "fixed_input_size", False):
@@ -42,17 +57,37 @@ def build(
     file = kwargs.get("checkpoint_path")
     if file and not Path(str(file)).is_file():
         raise ModelError(f"model.kwargs.checkpoint_path={file}: there is no such file")
+    loaded = f" with checkpoint_path={file}" if file else ""
     try:
-        with _silent():
-            return timm.create_model(config.name, **kwargs), kwargs
+        with _silent(), foreign(f"model={config.name}{loaded}", ModelError):
+            try:
+                return timm.create_model(config.name, **kwargs), kwargs
+            except (KeyError, AssertionError):
+                _check_layers(kwargs, f"model={config.name}: ")
+                raise
     except AlgorithmError as error:
         raise ConfigError(f"algorithm={algorithm.get('name') or config.name}: {error}") from None
-    except RequestError:
-        raise
-    except TypeError as error:
-        raise ModelError(f"model={config.name} does not take an option that is set: {reason(error)}") from None
-    except Exception as error:  # anybody's model may raise anything
-        raise ModelError(f"model={config.name}: {reason(error)}") from None
+
+
+def _check_layers(kwargs: dict[str, Any], where: str) -> None:
+    """Raises:
+    ModelError: timm has no activation or norm of such a name.
+    """
+    for key, known in LAYERS.items():
+        word = kwargs.get(key)
+        if isinstance(word, str) and word.replace("_", "").lower() not in {name.replace("_", "") for name in known}:
+            raise ModelError(where + unknown(key, word, known))
+
+
+def _check_name(name: str) -> None:
+    """Raises:
+    ModelError: timm has no such model, or not with such weights.
+    """
+    if not timm.is_model(name):
+        raise ModelError(unknown("model", name, timm.list_models()))
+    architecture, _, tag = name.partition(".")
+    if tag and name not in (known := timm.list_pretrained(f"{architecture}.*")):
+        raise ModelError(unknown("model", name, known) if known else f"model={name}: {architecture} has no weights")
 
 
 @contextmanager
@@ -71,7 +106,5 @@ def _pretrained(name: str) -> Any:
     Raises:
         ModelError: there are no such weights.
     """
-    try:
+    with foreign(f"model={name}", ModelError):
         return timm.get_pretrained_cfg(name)
-    except RuntimeError as error:
-        raise ModelError(f"model={name}: {reason(error)}") from None

@@ -12,7 +12,7 @@ from torch import nn
 from optnet.app import models
 from optnet.app.config import Evaluate, Model
 from optnet.data import DataOptions, DataRecord, DataSet, Loader, Preprocessing, load_as
-from optnet.errors import CheckpointError, ConfigError, ModelError, reason
+from optnet.errors import CheckpointError, ConfigError, DataError, ModelError, foreign
 from optnet.options import check
 from optnet.training import checkpoint, weights
 
@@ -49,11 +49,14 @@ class Subject:
         Raises:
             ModelError: the model cannot take images of this data.
         """
-        try:
+        size = "x".join(map(str, self.data.shape))
+        with foreign(f"{self.kind}={self.name} cannot be evaluated on images of {size}", ModelError):
             self.model.eval()(torch.zeros(1, *self.data.shape))
-        except Exception as error:
-            size, why = "x".join(map(str, self.data.shape)), reason(error)
-            raise ModelError(f"{self.kind}={self.name} cannot be evaluated on images of {size}: {why}") from None
+
+
+def _data(loading: DataOptions, seed: int) -> DataSet:
+    with foreign(f"data={loading.name}", DataError):
+        return load_as(loading, seed, training=False)
 
 
 def of_checkpoint(config: Evaluate, file: str, name: str | None, stated: Collection[str] = ()) -> Subject:
@@ -85,7 +88,7 @@ def of_checkpoint(config: Evaluate, file: str, name: str | None, stated: Collect
     try:
         loading = config.data or replace(DataOptions(**saved.config["data"]), download=False)
         check(loading, "data.", CheckpointError)
-        data = load_as(loading, int(saved.config["seed"]), training=False)
+        data = _data(loading, int(saved.config["seed"]))
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{file} does not say which data it was trained on ({error})") from None
     checkpoint.check_classes(saved, data.classes, file)
@@ -123,7 +126,7 @@ def of_name(config: Evaluate, name: str, stated: Collection[str] = ()) -> Subjec
         ConfigError: the published weights are for another number of classes. ModelError: see ``models.build``.
     """
     loading = config.data or DataOptions()
-    data = load_as(loading, config.seed, training=False)
+    data = _data(loading, config.seed)
     torch.manual_seed(config.seed)
     kwargs = {"pretrained": True} if config.pretrained else {}
     known = timm.get_pretrained_cfg_value(name, "num_classes") if timm.is_model_pretrained(name) else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,10 +18,11 @@ from optnet.app.exits import exit_statuses
 from optnet.app.launch import launch
 from optnet.app.sweep import Result
 from optnet.data import DataOptions, DataSet, Preprocessing, load_as
-from optnet.errors import ConfigError, reason
+from optnet.errors import ConfigError, DataError, foreign
 from optnet.networks import initialisation
 from optnet.training import checkpoint, distributed, trainers
 from optnet.training.environment import find_device, random_state
+from optnet.training.folder import check_place
 from optnet.training.job import Job, RunOptions
 from optnet.training.run import Finished, train
 
@@ -134,7 +134,8 @@ def prepare(config: Train, overrides: Sequence[str] = (), loaded: DataSets | Non
 def _data(options: DataOptions, seed: int, loaded: DataSets) -> DataSet:
     key = f"{options} {seed}"
     if key not in loaded:
-        loaded[key] = distributed.primary_first(lambda: load_as(options, seed))
+        with foreign(f"data={options.name}", DataError):
+            loaded[key] = distributed.primary_first(lambda: load_as(options, seed))
     return loaded[key]
 
 
@@ -199,10 +200,4 @@ def _check_folder(runs: str, name: str | None) -> None:
             raise ConfigError(f"{key}={value!r} has control characters; give another one")
     if not runs.strip():
         raise ConfigError("runs= is empty; it must be a folder, like runs=runs")
-    place = Path(runs).absolute() / (name or "")
-    try:
-        existing = next(path for path in (place, *place.parents) if path.exists())
-    except OSError as error:
-        raise ConfigError(f"{'name' if name else 'runs'}={name or runs} is not possible: {reason(error)}") from None
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise ConfigError(f"runs={runs}: {existing} is no folder that can be written to; give another one")
+    check_place("runs" if name is None else "name", runs if name is None else name, Path(runs) / (name or ""))

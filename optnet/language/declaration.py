@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from optnet.errors import AlgorithmError
+from optnet.errors import AlgorithmError, did_you_mean
 from optnet.language.symbols import Iterate, Operator
 from optnet.language.theorems import Theorem, Tuning
 
@@ -142,7 +142,10 @@ class Algorithm:
         for name, value in constants.items():
             if name not in self.constants:
                 known = ", ".join(f"{key}={default}" for key, default in self.constants.items()) or "none"
-                raise AlgorithmError(f"{self.name} has no constant '{name}'; it has: {known}")
+                near = did_you_mean(name, self.constants)
+                raise AlgorithmError(
+                    f"{self.name} has no constant '{name}'{near or ';'} {'It' if near else 'it'} has: {known}"
+                )
             kind, default = self._types[name], self.constants[name]
             if value is not None and not isinstance(value, (bool, int, float, str)):
                 raise AlgorithmError(f"{self.name}: {name}={value!r} must be a number, true or false, or a word")

@@ -6,12 +6,11 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Callable
-from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from optnet.errors import AlgorithmError, reason
+from optnet.errors import AlgorithmError, did_you_mean, reason
 from optnet.language.declaration import Algorithm, as_algorithm, registered
 from optnet.language.program import unique
 
@@ -38,11 +37,13 @@ def find_algorithm(spec: str | Callable[..., Any]) -> Algorithm:
         path, _, function = spec.rpartition(".")
         module = _load_module(path)
     else:
-        near = get_close_matches(spec, registered(), n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"it is one of {', '.join(list_algorithms())};"
-        raise AlgorithmError(f"unknown algorithm '{spec}': {hint} give your own as my_file.py:my_method")
+        near = did_you_mean(spec, registered()) or f"; it is one of {', '.join(list_algorithms())}"
+        raise AlgorithmError(f"unknown algorithm '{spec}'{near} Your own are given as my_file.py:my_method")
     if not hasattr(module, function):
-        raise AlgorithmError(f"{path} has no function '{function}'; check its name")
+        known = [name for name, value in vars(module).items() if callable(value)]
+        raise AlgorithmError(
+            f"{path} has no function '{function}'{did_you_mean(function, known) or '; check its name'}"
+        )
     return as_algorithm(getattr(module, function))
 
 

@@ -16,7 +16,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import _WeightNorm
 
-from optnet.errors import ConfigError
+from optnet.errors import ConfigError, unknown
 from optnet.networks.layers.convolution import Conv2d
 from optnet.networks.modes import mode
 from optnet.networks.objectives import Elementwise
@@ -105,9 +105,9 @@ def initialise(
             no gain; or a label is out of the classifier's range.
     """
     if scheme not in SCHEMES:
-        raise ConfigError(f"init={scheme} is unknown; it is one of {', '.join(SCHEMES)}")
+        raise ConfigError(unknown("init", scheme, SCHEMES))
     if output_bias not in (None, *OUTPUT_BIASES):
-        raise ConfigError(f"init.output_bias={output_bias} is unknown; it is one of {', '.join(OUTPUT_BIASES)}")
+        raise ConfigError(unknown("init.output_bias", output_bias, OUTPUT_BIASES))
     if gain is not None and scheme not in GAINED:
         raise ConfigError(f"init.gain={gain:g} is only for {' and '.join(GAINED)}; leave it out of init={scheme}")
     fill = SCHEMES[scheme]

@@ -7,7 +7,7 @@ import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from optnet.errors import ModelError
+from optnet.errors import ModelError, unknown
 from optnet.networks import objectives
 from optnet.networks.objectives import Activation, Elementwise
 
@@ -82,7 +82,7 @@ def _activation(given: str | Activation | Callable[[Tensor], Tensor]) -> Activat
     if callable(given):
         return objectives.own(given)
     if given not in objectives.ACTIVATIONS:
-        raise ModelError(f"act_layer='{given}' is unknown to mlp; it is one of {', '.join(objectives.ACTIVATIONS)}")
+        raise ModelError(f"mlp: {unknown('act_layer', given, objectives.ACTIVATIONS)}")
     return objectives.activation(given)
 
 

@@ -21,6 +21,9 @@ from optnet.networks.options import NetworkOptions
 from optnet.networks.unrolled import coefficient_names, unroll, unrolled_in
 from optnet.options import one_of
 
+MOST = 10_000
+"""Iterations of a stage, and channels of it, at most."""
+
 
 class Stage(nn.Module):
     """The iterations of the algorithm at one width: a transition, then the unrolled algorithm.
@@ -298,6 +301,8 @@ def _check_counts(**given: Any) -> None:
             raise ModelError(
                 f"{name}={shown} must be {'whole numbers' if many else 'a whole number'} of at least {least}"
             )
+        if many and max(value) > MOST:
+            raise ModelError(f"{name}={list(value)} must be at most {MOST:,} in each stage")
     if "blocks" in given and len(given["blocks"]) != len(given["widths"]):
         raise ModelError(
             f"blocks={list(given['blocks'])} and widths={list(given['widths'])} must have one entry for each stage"

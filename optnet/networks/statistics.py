@@ -22,9 +22,9 @@ from optnet.networks.modes import mode
 
 def running_statistics(module: nn.Module) -> dict[str, Tensor]:
     """The running statistics that a module itself keeps, by the names of its buffers; empty if it keeps none."""
-    own = dict(module.named_buffers(recurse=False))
-    names = getattr(module, "running_statistics", None) or [name for name in own if name.startswith("running_")]
-    return {name: own[name] for name in names if name in own}
+    own = module._buffers
+    names = getattr(module, "running_statistics", None) or [name for name in own if name[:8] == "running_"]
+    return {name: buffer for name in names if (buffer := own.get(name)) is not None}
 
 
 def keepers(model: nn.Module) -> list[nn.Module]:

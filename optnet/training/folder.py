@@ -13,9 +13,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from optnet.errors import ConfigError, printable
+from optnet.errors import ConfigError, printable, reason
 
 
 def new_folder(place: Path, label: str = "") -> Path:
@@ -30,6 +31,23 @@ def new_folder(place: Path, label: str = "") -> Path:
             if not place.is_dir():
                 raise
     raise FileExistsError(f"{place} has a thousand runs of this second")
+
+
+def check_place(key: str, given: str, folder: Path) -> None:
+    """Checks that files can be made in a folder, or that it can be made. Leaves nothing.
+
+    Raises:
+        ConfigError: they cannot; it names the ``key`` and the value that was ``given`` for it.
+    """
+    where = folder = folder.absolute()
+    try:
+        while not where.exists():
+            where = where.parent
+        with TemporaryDirectory(prefix=".optnet-", dir=where) as made:
+            Path(made, *folder.parts[len(where.parts) :]).mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else reason(error)
+        raise ConfigError(f"{key}={printable(given)}: nothing can be made in {where} ({why}); give another") from None
 
 
 class Lock:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from timm.optim import create_optimizer_v2, param_groups_weight_decay
+from timm.optim import create_optimizer_v2, list_optimizers, param_groups_weight_decay
 from torch import nn
 from torch.optim import Optimizer
 
-from optnet.errors import ConfigError, reason
+from optnet.errors import ConfigError, foreign, unknown
 from optnet.networks.unrolled import coefficient_names
 from optnet.options import number, option
 
@@ -44,17 +44,15 @@ def optimizer(options: OptimOptions, network: nn.Module, lr: float) -> Optimizer
             f"optim.coefficient_lr={options.coefficient_lr} does not go with "
             f"layer_decay={options.kwargs['layer_decay']} in optim.kwargs; give one of them"
         )
-    try:
-        return create_optimizer_v2(
+    if options.name.rpartition("lookahead_")[2] not in (known := list_optimizers()):
+        raise ConfigError(unknown("optim.name", options.name, known))
+    given = f" with optim.kwargs={options.kwargs}" if options.kwargs else ""
+    with foreign(f"optim.name={options.name}{given}", ConfigError):
+        made: Optimizer = create_optimizer_v2(
             network, opt=options.name, lr=lr, weight_decay=options.weight_decay, momentum=options.momentum,
             param_group_fn=None if options.coefficient_lr is None else groups, **options.kwargs,
         )  # fmt: skip
-    except (AssertionError, ValueError) as error:
-        unknown = f"optim.name={options.name} is unknown ({reason(error)})"
-        raise ConfigError(f"{unknown}; for instance sgd, adamw or lamb") from None
-    except Exception as error:  # what an optimizer says of arguments, or of a package, that it does not have
-        given = f"optim.name={options.name} with kwargs={options.kwargs}"
-        raise ConfigError(f"{given} cannot be had: {reason(error)}") from None
+    return made
 
 
 def _own_rate(network: nn.Module, groups: list[dict[str, Any]], lr: float) -> list[dict[str, Any]]:

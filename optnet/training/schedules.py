@@ -8,6 +8,7 @@ from typing import Any
 from timm.scheduler import create_scheduler_v2
 from torch.optim import Optimizer
 
+from optnet.errors import ConfigError, foreign
 from optnet.options import choice, number, option
 from optnet.training.course import check_rising
 
@@ -40,13 +41,14 @@ def schedule(options: ScheduleOptions, optimizer: Optimizer, updates: int) -> An
     """timm's schedule for an optimizer, over so many updates."""
     warmup = round(options.warmup * updates)
     left = max(1, updates - warmup)
-    scheduler, _ = create_scheduler_v2(
-        optimizer, sched=options.name, num_epochs=max(1, left // options.cycles), min_lr=options.min_lr, warmup_lr=0.0,
-        decay_milestones=[round(part * updates) for part in options.milestones],
-        decay_epochs=max(1, round(options.decay * (updates if options.name == "step" else left))),
-        decay_rate=options.power if options.name == "poly" else options.factor, cycle_limit=options.cycles,
-        cycle_decay=1.0,
-        warmup_epochs=warmup, warmup_prefix=options.name in ("cosine", "tanh", "poly", "wsd", "rsqrt"),
-        step_on_epochs=False, updates_per_epoch=1,
-    )  # fmt: skip
+    with foreign(f"schedule.name={options.name}", ConfigError):
+        scheduler, _ = create_scheduler_v2(
+            optimizer, sched=options.name, num_epochs=max(1, left // options.cycles), min_lr=options.min_lr,
+            warmup_lr=0.0, decay_milestones=[round(part * updates) for part in options.milestones],
+            decay_epochs=max(1, round(options.decay * (updates if options.name == "step" else left))),
+            decay_rate=options.power if options.name == "poly" else options.factor, cycle_limit=options.cycles,
+            cycle_decay=1.0,
+            warmup_epochs=warmup, warmup_prefix=options.name in ("cosine", "tanh", "poly", "wsd", "rsqrt"),
+            step_on_epochs=False, updates_per_epoch=1,
+        )  # fmt: skip
     return scheduler

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from optnet import lifted
-from optnet.errors import CheckpointError, ConfigError, ModelError, RequestError, reason
+from optnet.errors import CheckpointError, ConfigError, ModelError, RequestError, foreign, reason
 from optnet.training.averaging import Recalibration, average
 from optnet.training.backprop import Backpropagation, BackpropOptions
 from optnet.training.course import Course
@@ -116,19 +116,11 @@ def try_step(recipe: Recipe, model: nn.Module, shape: tuple[int, int, int]) -> N
     """
     copied = copy.deepcopy(model).train()
     with keeping_random_state(torch.device("cpu")):
-        try:
+        with foreign(f"the model cannot be trained on images of {'x'.join(map(str, shape))}", ModelError):
             copied(torch.zeros(2, *shape))
-        except Exception as error:
-            size = "x".join(map(str, shape))
-            raise ModelError(f"the model cannot be trained on images of {size}: {reason(error)}") from None
         trainer = build(recipe, copied, 10)
-        try:
+        with foreign(f"trainer={recipe.options.name} with optim.name={recipe.optim.name} cannot be used", ConfigError):
             _step(trainer, 2, shape)
-        except RequestError:
-            raise
-        except Exception as error:
-            given = f"trainer={recipe.options.name} with optim.name={recipe.optim.name}"
-            raise ConfigError(f"{given} cannot be used: {reason(error)}") from None
 
 
 def try_state(recipe: Recipe, model: nn.Module, shape: tuple[int, int, int], state: Any, images: int) -> None:

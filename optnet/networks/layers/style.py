@@ -7,13 +7,16 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
-from timm.layers import get_act_layer
+from timm.layers import create_act, get_act_layer
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from optnet.errors import ModelError
+from optnet.errors import ModelError, unknown
 from optnet.networks.layers.convolution import Conv2d, NormConv2d
 from optnet.networks.layers.norms import NORMS, Unnormed
+
+ACTIVATIONS = tuple(create_act._ACT_LAYER_DEFAULT)
+"""The activations that timm knows by name."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Style:
         except (KeyError, AssertionError):
             found = None
         if not isinstance(found, type):
-            raise ModelError(f"act_layer='{self.act_layer}' is unknown; for instance 'relu', 'silu' or 'gelu'")
+            raise ModelError(unknown("act_layer", self.act_layer, ACTIVATIONS))
         return found
 
     def placed(self, places: Sequence[str]) -> Self:
