@@ -160,9 +160,9 @@ def _state_dict(content: Any, depth: int) -> State | None:
 def named_as(state: Mapping[str, Tensor], model: nn.Module) -> State:
     """The tensors of a state dict by the names that they have in a model; what it does not have keeps its name.
 
-    The count of torch's averages, the names of wrappers, a prefix that all of the model's parameters have (Lightning: ``model.``, ``net.``), and what
-    is outside this prefix are taken away. torchvision's first names of DenseNet become today's. A ResNet's or
-    DenseNet's become those of the optnet network that it is the ancestor of.
+    The count of torch's averages, the names of wrappers, a prefix that all of the model's parameters have (Lightning:
+    ``model.``, ``net.``), and what is outside this prefix are taken away. torchvision's first names of DenseNet become
+    today's. A ResNet's or DenseNet's become those of the optnet network that it is the ancestor of.
 
     Raises:
         ModelError: the model is an optnet network, and the state dict is that of an ancestor which it cannot equal.
