@@ -176,12 +176,15 @@ def named_as(state: Mapping[str, Tensor], model: nn.Module) -> State:
         cleaned = {_cleaned(name, words): value for name, value in state.items()}
         prefix, count = _prefix(cleaned, words)
         if count > most:
-            inside = {name.removeprefix(prefix): v for name, v in cleaned.items() if name.startswith(prefix)}
-            best, most = inside, count
+            best, most = _inside(cleaned, prefix), count
             if words is not vocabularies[0]:
                 assert isinstance(model, Network)
-                best = to_ours(inside, model)
+                best = to_ours(best, model)
     return best
+
+
+def _inside(state: Mapping[str, Tensor], prefix: str) -> State:
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
 def _cleaned(name: str, words: Collection[str]) -> str:
@@ -206,8 +209,9 @@ def differences(state: Mapping[str, Tensor], model: nn.Module) -> tuple[list[str
     """The names of the model that ``state`` lacks, those that the model lacks, and why others do not fit, by name."""
     wanted = model.state_dict()
     counter = "num_batches_tracked"  # torch has had it since 0.4.1
-    missing = [name for name in wanted if name not in state and not name.endswith(counter)]
-    more = [name for name in state if name not in wanted and not name.endswith(counter)]
+    counters = {f"{name}.{counter}" for name, module in model.named_modules() if hasattr(module, counter)}
+    missing = [name for name in wanted if name not in state and name not in counters]
+    more = [name for name in state if name not in wanted]
     unlike = {
         name: f"{printable(name)} is {form(state[name])}, not {form(own)}"
         for name, own in wanted.items()
