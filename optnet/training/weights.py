@@ -170,21 +170,21 @@ def named_as(state: Mapping[str, Tensor], model: nn.Module) -> State:
     vocabularies: list[Collection[str]] = [model.state_dict().keys()]
     if isinstance(model, Network):
         vocabularies += [parameter_pairs(ancestor, model).keys() for ancestor in ANCESTORS]
-    state = {name: value for name, value in state.items() if name != "n_averaged" or name in vocabularies[0]}
     best, most = dict(state), 0
     for words in vocabularies:
         cleaned = {_cleaned(name, words): value for name, value in state.items()}
         prefix, count = _prefix(cleaned, words)
         if count > most:
-            best, most = _inside(cleaned, prefix), count
+            best, most = _inside(cleaned, prefix, words), count
             if words is not vocabularies[0]:
                 assert isinstance(model, Network)
                 best = to_ours(best, model)
     return best
 
 
-def _inside(state: Mapping[str, Tensor], prefix: str) -> State:
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+def _inside(state: Mapping[str, Tensor], prefix: str, words: Collection[str]) -> State:
+    made = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    return {name: value for name, value in made.items() if name != "n_averaged" or name in words}
 
 
 def _cleaned(name: str, words: Collection[str]) -> str:
