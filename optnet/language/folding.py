@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from optnet.errors import ProgramError
@@ -127,6 +128,8 @@ class _Folding:
     def _add(self, row: str, term: str, weight: float) -> None:
         old = self.rows[row].get(term, 0.0)
         new = old + weight
+        if not math.isfinite(new):
+            raise ProgramError(f"{self.source.name}: a weight is too large for a floating-point number")
         if abs(new) < 1e-14 * max(abs(old), abs(weight)) or new == 0:
             new = 0.0
         self.rows[row][term] = new

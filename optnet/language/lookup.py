@@ -70,7 +70,7 @@ def _load_file(path: str) -> ModuleType:
         found.loader.exec_module(module)
     except BaseException as error:
         del sys.modules[module.__name__]
-        if isinstance(error, (AlgorithmError, KeyboardInterrupt)):
+        if isinstance(error, AlgorithmError) or not isinstance(error, (Exception, SystemExit)):
             raise
         raise AlgorithmError(f"{path} cannot be imported: {type(error).__name__}: {reason(error)}") from error
     finally:
