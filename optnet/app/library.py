@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -75,6 +76,8 @@ def main(arguments: Sequence[str] | None, others: Mapping[str, str]) -> int:
     except RequestError as error:
         print(one_line(error), file=sys.stderr)
         return 2
+    except BrokenPipeError:  # optnet list | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
