@@ -1,5 +1,8 @@
 """optnet turns an optimization algorithm into a neural network."""
 
+from optnet.app import program as program  # first: a signal to one of our programs is one line, now too
+
+# isort: split
 from optnet import algorithms, analysis
 from optnet.errors import (
     AlgorithmError,

@@ -10,7 +10,14 @@ from optnet.analysis.scalars import Array, interpret, is_residual, run_on_scalar
 from optnet.errors import RequestError
 from optnet.language.lookup import find_algorithm, list_algorithms
 from optnet.language.program import Apply, Program
-from optnet.language.tracing import trace
+from optnet.language.tracing import count_calls, traced
+
+MOST_CALLS = 1000
+"""The most calls whose table of coefficients is made: it has a row and a column for each."""
+LARGEST = 100.0
+"""The largest activation, in units of the input, that counts as bounded."""
+SAME = 1e-12
+"""The largest distance of two tables that counts as rounding errors."""
 
 
 def sum_rule(program: Program) -> float:
@@ -40,7 +47,11 @@ def growth(program: Program) -> list[float]:
     """The norm of the argument of every call, then of the results, for random operators and starts of norm 1.
 
     A random operator (also a residual F) keeps the norm of its argument and maps it to a new orthogonal direction.
+
+    Raises:
+        RequestError: the program has more than ``MOST_CALLS`` calls.
     """
+    _check_size(program)
     directions = np.eye(sum(1 for _ in program.applies) + 1)
     sizes: list[float] = []
 
@@ -57,7 +68,11 @@ def canonical_table(program: Program) -> Array:
 
     It has one row per call and one for the result, and one column per start and then one per call, in the map reading.
     Two programs with the same table are the same method, whatever their text and reading.
+
+    Raises:
+        RequestError: the program has more than ``MOST_CALLS`` calls.
     """
+    _check_size(program)
     calls = program.calls(program.main)
     column = {call.value: len(program.starts) + i for i, call in enumerate(calls)}
     units = np.eye(len(program.starts) + len(calls))
@@ -73,56 +88,87 @@ def canonical_table(program: Program) -> Array:
     return np.array([*rows, values[program.results[-1]]])
 
 
-def nearest(program: Program) -> tuple[str, float]:
-    """The method of the library with the nearest table, and its distance (root mean square over the table).
+def _check_size(program: Program) -> None:
+    calls = sum(1 for _ in program.applies)
+    if calls > MOST_CALLS:
+        raise RequestError(f"{program.name} has {calls} calls; a table of them is made for at most {MOST_CALLS}")
 
-    Every method has its default constants; the program's own algorithm has the constants of the program.
-    The result is ('', inf) if no method calls its operator the same number of times.
+
+def distances(program: Program) -> dict[str, float]:
+    """The distance (root mean square over the table) to every method of the library, nearest first.
+
+    Every method has its default constants; the program's own algorithm has the constants of the program. Methods that
+    call their operator another number of times are left out. At equal distances the program's own algorithm is first.
+
+    Raises:
+        RequestError: the program has more than ``MOST_CALLS`` calls.
     """
     table = canonical_table(program)
-    best = ("", np.inf)
+    found = {}
     for name in list_algorithms():
+        method = find_algorithm(name)
+        own = {key: program.constants[key] for key in method.constants if key in program.constants}
+        constants = own if name == program.name else {}
         try:
-            method = find_algorithm(name)
-            own = {key: program.constants[key] for key in method.constants if key in program.constants}
-            other = canonical_table(
-                trace(method, steps=program.iterations, constants=own if name == program.name else {})
-            )
+            if count_calls(method, program.iterations, constants, most=len(table) - 1) != len(table) - 1:
+                continue
+            other = canonical_table(traced(method, program.iterations, constants=constants))
         except RequestError:
             continue
         if other.shape == table.shape:
-            distance = float(np.sqrt(((other - table) ** 2).mean()))
-            best = min(best, (name, distance), key=lambda found: found[1])
-    return best
+            found[name] = float(np.sqrt(((other - table) ** 2).mean()))
+    return dict(sorted(found.items(), key=lambda item: (item[1] > SAME and item[1], item[0] != program.name)))
+
+
+def nearest(program: Program) -> tuple[str, float]:
+    """The first of ``distances``; ('', inf) if no method calls its operator the same number of times."""
+    return next(iter(distances(program).items()), ("", np.inf))
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """The result of ``diagnose``, with a sentence for each finding."""
+    """The result of ``diagnose``, with a sentence for each finding.
+
+    Attributes:
+        bounded: whether activations stay bounded; None if the program has too many calls to say.
+        nearest: the method of the library with the nearest table of coefficients, and its distance.
+        same: the names of all methods of the library that have the same table.
+    """
 
     consistent: bool
     stable: bool
-    bounded: bool
+    bounded: bool | None
     sentences: tuple[str, ...]
     nearest: tuple[str, float]
+    same: tuple[str, ...] = ()
 
 
 def diagnose(program: Program) -> Diagnosis:
-    """Tells whether a program (textbook or learned) is consistent and zero-stable, and keeps activations bounded."""
+    """Tells whether a program (textbook or learned) is consistent and zero-stable, and keeps activations bounded.
+
+    For more than ``MOST_CALLS`` calls the growth of activations and the nearest method are left out.
+    """
     off = sum_rule(program)
     depth = max(1, len(program.calls(program.main)))
-    amplified, sizes = amplification(program), growth(program)
+    amplified = amplification(program)
     limit = 10.0 * depth + 10
-    consistent, stable, bounded = off < 1e-6, amplified <= limit, max(sizes) <= 100
+    consistent, stable = off < 1e-6, amplified <= limit
+    small = sum(1 for _ in program.applies) <= MOST_CALLS
+    largest = max(growth(program)) if small else None
+    bounded = None if largest is None else largest <= LARGEST
+    found = distances(program) if small else {}
     sentences = (
         "Consistent: its weights sum to 1, so its fixed points are those of T."
         if consistent
         else f"Inconsistent: it moves a fixed point of T by {off:.3g} of its size, as its weights do not sum to 1.",
-        f"Zero-stable: a disturbance grows at most {amplified:.3g} times."
+        f"Zero-stable: with T = id a disturbance grows at most {amplified:.3g} times; the limit is {limit:g}."
         if stable
-        else f"Unstable: with T = id a disturbance grows {amplified:.3g} times over {depth} calls.",
-        f"Activations stay bounded: with random operators they grow to {max(sizes):.3g} times the input."
-        if bounded
-        else f"Exploding: with random operators activations grow to {max(sizes):.3g} times the input.",
+        else f"Unstable: with T = id a disturbance grows {amplified:.3g} times over {depth} calls; the limit is "
+        f"{limit:g}.",
+        f"Activations: left out for more than {MOST_CALLS} calls."
+        if largest is None
+        else f"{'Bounded' if bounded else 'Exploding'}: with random operators the largest activation is {largest:.3g} "
+        f"times the input; the limit is {LARGEST:g}.",
     )
-    return Diagnosis(consistent, stable, bounded, sentences, nearest(program))
+    same = tuple(name for name, distance in found.items() if distance <= SAME)
+    return Diagnosis(consistent, stable, bounded, sentences, next(iter(found.items()), ("", np.inf)), same)

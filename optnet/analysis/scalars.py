@@ -6,7 +6,7 @@ w = 1 - lambda / L. Every operator other than the main one is the identity.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,21 +29,44 @@ def run_on_scalars(program: Program, w: Array) -> dict[str, Array]:
     return interpret(program.instructions, starts, lambda call, x: factor(program, call, w) * x)
 
 
+def last_result(program: Program, w: Array) -> Array:
+    """As ``run_on_scalars``, but only the program's last result; other values are freed after their last use."""
+    starts = {name: np.ones(np.shape(w)) for name in program.starts}
+    wanted = program.results[-1]
+    read_last: dict[str, int] = {}
+    for i, one in enumerate(program.instructions):
+        read_last.update(dict.fromkeys(one.reads, i))
+    done: list[list[str]] = [[] for _ in program.instructions]
+    for value, i in read_last.items():
+        if value != wanted:
+            done[i].append(value)
+    return interpret(program.instructions, starts, lambda call, x: factor(program, call, w) * x, done)[wanted]
+
+
 def interpret(
-    instructions: Iterable[Instruction], values: dict[str, Array], apply: Callable[[Apply, Array], Array]
+    instructions: Iterable[Instruction],
+    values: dict[str, Array],
+    apply: Callable[[Apply, Array], Array],
+    done: Sequence[Sequence[str]] = (),
 ) -> dict[str, Array]:
     """Runs instructions on arrays: sums are computed, calls are passed to ``apply(call, argument)``.
 
-    Every result is added to ``values``, which is returned.
+    A term of weight 0 is not read. Every result is added to ``values``, which is returned.
+
+    Args:
+        done: for each instruction the values that are not read after it.
     """
-    for one in instructions:
+    for i, one in enumerate(instructions):
         if isinstance(one, Apply):
             values[one.value] = apply(one, values[one.argument])
         else:
-            total = one.weights[0] * values[one.terms[0]]
-            for term, weight in zip(one.terms[1:], one.weights[1:], strict=True):
+            terms = [(term, weight) for term, weight in zip(one.terms, one.weights, strict=True) if weight]
+            total = terms[0][1] * values[terms[0][0]] if terms else 0.0 * next(iter(values.values()))
+            for term, weight in terms[1:]:
                 total = total + weight * values[term]
             values[one.value] = total
+        for value in done[i] if done else ():
+            del values[value]
     return values
 
 

@@ -1,4 +1,4 @@
-"""The exact worst case of a method over all smooth convex functions, by PEPit (the extra ``proof``)."""
+"""The exact worst case of a method over all smooth (strongly) convex functions, by PEPit (the extra ``proof``)."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from optnet.analysis.quadratics import Method
-from optnet.analysis.scalars import check_range
+from optnet.analysis.scalars import check_range, interpret
 from optnet.errors import AlgorithmError, RequestError
 from optnet.language.lookup import find_algorithm
 from optnet.language.theorems import INITIAL, METRICS
-from optnet.language.tracing import all_constants
+from optnet.language.tracing import all_constants, traced
+
+MOST_CALLS = 50
+"""Number of calls of the main operator at most; PEPit's time grows faster than its fourth power."""
 
 
 def worst_case(
@@ -26,7 +29,7 @@ def worst_case(
 ) -> float:
     """The exact worst case over all L-smooth, mu-strongly convex functions: metric(x_N) <= value * initial.
 
-    The algorithm's function runs on PEPit's points, and PEPit solves the resulting semidefinite program (Goujaud et al.
+    The algorithm's program runs on PEPit's points, and PEPit solves the resulting semidefinite program (Goujaud et al.
     2024; Drori and Teboulle 2014; Taylor, Hendrickx, Glineur 2017). The first operator is id - grad f / L, all others
     are the identity. All starting points are equal. Constants that are not given have their default values.
 
@@ -53,18 +56,22 @@ def worst_case(
     except ImportError:
         raise RequestError("worst cases need PEPit: pip install 'optnet-generator[proof]'") from None
     algorithm = find_algorithm(method)
-    given = all_constants(algorithm, constants, more)
+    program = traced(algorithm, steps, constants=all_constants(algorithm, constants, more))
+    if program.several:
+        raise AlgorithmError(f"{algorithm.name} returns several points; a worst case needs one: return one iterate")
+    calls = len(program.calls(program.main))
+    if calls > MOST_CALLS:
+        raise RequestError(f"a worst case over {calls} calls of {program.main} takes too long; at most {MOST_CALLS} do")
     problem = PEP()
     kind, options = (SmoothStronglyConvexFunction, {"mu": mu, "L": L}) if mu else (SmoothConvexFunction, {"L": L})
     f = problem.declare_function(kind, **options)
     solution = f.stationary_point()
     start = problem.set_initial_point()
-    first, *others = [name for name, needed in algorithm.operators.items() if needed]
-    operators = {first: lambda x: x - f.gradient(x) / L, **{name: (lambda x: x) for name in others}}
-    points = dict.fromkeys(algorithm.starts, start)
-    result = algorithm(**operators, **points, steps=steps, **given)
-    if isinstance(result, (tuple, list)):
-        raise AlgorithmError(f"{algorithm.name} returns several points; a worst case needs one: return one iterate")
+    values: dict[str, Any] = dict.fromkeys(program.starts, start)
+    interpret(
+        program.instructions, values, lambda call, x: x - f.gradient(x) / L if call.operator == program.main else x
+    )
+    result = values[program.results[0]]
     optimum = f(solution)
     problem.set_initial_condition((start - solution) ** 2 <= 1 if initial == "distance" else f(start) - optimum <= 1)
     measured = {

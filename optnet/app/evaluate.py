@@ -13,6 +13,7 @@ import torch
 
 from optnet.app.compose import keys, run
 from optnet.app.config import Evaluate
+from optnet.app.exits import command
 from optnet.app.subjects import Subject, of_checkpoint, of_name
 from optnet.app.sweep import Result
 from optnet.app.terminal import console, table
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Evaluates as the command line says, by default that of this process; exits with a status if it fails."""
     if arguments is not None:
         sys.argv[1:] = arguments
-    with distributed.processes():
+    with command(), distributed.processes():
         run("evaluate", Evaluate, requests, score)
 
 

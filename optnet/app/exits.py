@@ -6,9 +6,17 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from optnet.app.program import reports
 from optnet.errors import RequestError, printable
 from optnet.training.distributed import launched_first
-from optnet.training.interruption import Interrupted, Stopped
+from optnet.training.interruption import Interrupted, Stopped, raised
+
+
+@contextmanager
+def command() -> Iterator[None]:
+    """A whole program: from its first line to its last a signal is one line and 128 + its number."""
+    with exit_statuses(), raised():
+        yield
 
 
 @contextmanager
@@ -23,6 +31,8 @@ def exit_statuses() -> Iterator[None]:
             print(one_line(error), file=sys.stderr)
         sys.exit(2)
     except Interrupted as error:
+        if not error.said and reports():
+            print(error, file=sys.stderr, flush=True)
         sys.exit(128 + error.signal)
     except Stopped as error:
         if not error.said:

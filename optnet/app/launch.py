@@ -35,10 +35,10 @@ def launch(function: Callable[..., T], arguments: tuple[Any, ...], processes: in
         results: dict[int, T] = elastic_launch(settings, function)(*arguments)
     except ChildFailedError as error:
         _, first = error.get_first_failure()
-        if first.exitcode not in (2, 130, 143):  # it has said why itself
+        if first.exitcode not in (2, 129, 130, 143):  # it has said why itself
             print(f"process {first.local_rank} of {processes} ended with {first.exitcode}", file=sys.stderr)
-        if first.exitcode in (130, 143):
-            raise Interrupted(first.exitcode - 128) from None
+        if first.exitcode in (129, 130, 143):
+            raise Interrupted(first.exitcode - 128, said=True) from None
         status = first.exitcode if first.exitcode > 0 else 1
         raise Stopped(f"process {first.local_rank} of {processes} ended", said=True, status=status) from None
     except SignalException as error:

@@ -3,24 +3,57 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
+import os
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from optnet import analysis
+from optnet.app import terminal
 from optnet.app.exits import one_line
-from optnet.errors import ConfigError, RequestError
+from optnet.errors import AlgorithmError, ConfigError, RequestError, printable, reason
 from optnet.language.declaration import Algorithm
 from optnet.language.lookup import find_algorithm, list_algorithms
 from optnet.language.tracing import trace
 from optnet.networks.initialisation import SCHEMES
 from optnet.networks.zoo import list_models
+
+MOST_KAPPA = 1e12
+"""The largest condition number: with larger ones 1 - mu / L loses its digits."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong, and takes a value like -inf for a value."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, one_line(ConfigError(f"{message}; see {self.prog} --help")) + "\n")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        given = list(sys.argv[1:] if args is None else args)
+        numbers = {name for action in self._actions if action.type in (int, float) for name in action.option_strings}
+        joined: list[str] = []
+        for word in given:
+            if joined and joined[-1] in numbers and _is_number(word):
+                joined[-1] += f"={word}"
+            else:
+                joined.append(word)
+        return super().parse_known_args(joined, namespace)
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
 
 
 def main(arguments: Sequence[str] | None, others: Mapping[str, str]) -> int:
@@ -30,7 +63,7 @@ def main(arguments: Sequence[str] | None, others: Mapping[str, str]) -> int:
         others: the commands that are run elsewhere, to be listed, each with a sentence.
     """
     options = _parser(others).parse_args(arguments)
-    console = Console(markup=False)  # equations have square brackets
+    console = terminal.console()
     try:
         if options.command == "list":
             _list(console)
@@ -43,11 +76,13 @@ def main(arguments: Sequence[str] | None, others: Mapping[str, str]) -> int:
     except RequestError as error:
         print(one_line(error), file=sys.stderr)
         return 2
+    except BrokenPipeError:  # optnet list | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
 def _parser(others: Mapping[str, str]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="optnet", description="Turns an optimization algorithm into a neural network")
+    parser = _Parser(prog="optnet", description="Turns an optimization algorithm into a neural network")
     commands = parser.add_subparsers(dest="command", required=True)
     for name, sentence in others.items():
         commands.add_parser(name, help=sentence)
@@ -66,74 +101,109 @@ def _parser(others: Mapping[str, str]) -> argparse.ArgumentParser:
         command.add_argument("name", help="a name, my_file.py:my_method, or a dotted path")
         command.add_argument("--steps", type=int, default=4 if command is show else 10)
     show.add_argument("--reading", default="map", help="map or residual")
-    analyse.add_argument("--kappa", type=float, default=100.0, help="the condition number L / mu")
-    analyse.add_argument("--worst-case", action="store_true", help="over all functions, by PEPit (extra: proof)")
+    analyse.add_argument("--kappa", type=float, default=100.0, help="the condition number L / mu, greater than 1")
+    analyse.add_argument(
+        "--worst-case", action="store_true", help="over all functions of the theorem's class, by PEPit (extra: proof)"
+    )
     return parser
 
 
 def _list(console: Console) -> None:
-    table = Table(title="algorithms")
-    for column in ("name", "also", "equation", "promises"):
-        table.add_column(column, overflow="fold")
+    rows = []
     for name in list_algorithms():
         method = find_algorithm(name)
         promise = str(method.theorem) if method.theorem else ""
-        table.add_row(name, ", ".join(method.aliases), _equation(method).splitlines()[0], promise)
-    console.print(table)
+        rows.append((name, ", ".join(method.aliases), _equation(method).splitlines()[0], promise))
+    columns = ("name", "also", "equation", "promises")
+    console.print(terminal.table("algorithms", columns, [[printable(cell) for cell in row] for row in rows], text=4))
     console.print("models: " + ", ".join(list_models()))
 
 
 def _equation(method: Algorithm) -> str:
     """The docstring's first paragraph."""
-    return (method.__doc__ or "").strip().split("\n\n")[0].replace("\n    ", "\n")
+    lines = inspect.cleandoc(method.__doc__ or "").split("\n\n")[0].splitlines()
+    return "\n".join(map(printable, lines)) or "(it has no docstring)"
 
 
 def _show(console: Console, method: Algorithm, steps: int, reading: str) -> None:
     program = trace(method, steps=steps, reading=reading)
-    console.print(Text(method.name, style="bold").append(f"  {_equation(method)}", style="not bold"))
+    console.print(Text(printable(method.name), style="bold").append(f"  {_equation(method)}", style="not bold"))
     if method.reference:
-        console.print(method.reference, style="dim", highlight=False)
+        console.print(Text(printable(method.reference), style="dim"))
     constants = ", ".join(f"{name}={value}" for name, value in method.constants.items())
-    console.print(f"constants: {constants or 'none'}")
-    console.print(str(program), highlight=False)
-    table = Table(title="coefficients")
-    for column in ("sum", "term", "weight"):
-        table.add_column(column, justify="right")
-    for (row, term), weight in program.weights().items():
-        table.add_row(row, term, f"{weight:.6g}")
-    console.print(table)
+    console.print(printable(f"constants: {constants or 'none'}"))
+    for line in str(program).splitlines():
+        console.print(printable(line))
+    rows = [(row, term, f"{weight:.6g}") for (row, term), weight in program.weights().items()]
+    console.print(terminal.table("coefficients", ("sum", "term", "weight"), rows, text=2))
 
 
 def _analyse(console: Console, method: Algorithm, kappa: float, steps: int, worst_case: bool) -> None:
-    if not kappa > 1 or steps < 1:
-        raise ConfigError(f"--kappa {kappa:g} must be greater than 1 and --steps {steps} at least 1")
+    if not 1 < kappa <= MOST_KAPPA:
+        raise ConfigError(f"--kappa {kappa:g} must be greater than 1 and at most {MOST_KAPPA:g}, like --kappa 100")
+    if steps < 1:
+        raise ConfigError(f"--steps {steps} must be at least 1")
     mu, L = 1 / kappa, 1.0
     constants = analysis.constants_for(method, mu, L)
-    program = trace(method, steps=steps, **constants)
-    table = Table(title=f"{method.name}, kappa = {kappa:g}, {steps} steps", show_header=False)
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
-    table.add_row(
-        "constants", ", ".join(f"{name} = {value:.6g}" for name, value in constants.items()) or "its defaults"
-    )
-    factor = analysis.convergence_factor(method, mu, L)
-    table.add_row("factor per step", "not stationary" if factor is None else f"{factor:.6f}")
-    table.add_row("error on quadratics", f"{analysis.errors(method, mu, L, steps)[-1]:.6g} after {steps} steps")
+    program = trace(method, steps=steps, constants=constants)
+    tuned = ", ".join(f"{name} = {value:.6g}" for name, value in constants.items())
+    rows = [("constants", tuned or "its defaults"), ("factor per step", _factor(method, mu, L))]
+    rows.append(("error on quadratics", f"{analysis.worst_error(program, mu, L):.6g} after {steps} steps"))
     diagnosis = analysis.diagnose(program)
     for sentence in diagnosis.sentences:
         name, _, rest = sentence.partition(":")
-        table.add_row(name.lower(), rest.strip())
-    table.add_row("nearest method", f"{diagnosis.nearest[0] or 'none'}, at a distance of {diagnosis.nearest[1]:.3g}")
+        rows.append((name.lower(), rest.strip()))
+    rows.append(("nearest method", _nearest(method, diagnosis)))
     if method.theorem is None:
-        table.add_row("theorem", "none declared")
+        rows.append(("theorem", "none declared"))
     else:
-        margin = analysis.theorem_margin(method, mu, L, steps)
-        table.add_row("theorem", f"{method.theorem} ({method.theorem.reference})")
+        after = _numbers_of_steps(steps)
+        margin = analysis.theorem_margin(method, mu, L, steps, after)
+        rows.append(("theorem", f"{method.theorem} ({method.theorem.reference})"))
         holds = "holds" if margin is not None and margin <= 1 + 1e-9 else "DOES NOT HOLD"
-        table.add_row("on quadratics", f"{holds}: at most {margin:.4f} of the bound")
+        some = "" if len(after) == steps else f" (after {len(after)} of the numbers of steps from 1 to {steps})"
+        rows.append(("on quadratics", f"{holds}: at most {margin:.4f} of the bound{some}"))
     if worst_case:
-        table.add_row("worst case", _worst_case(method, mu, L, steps, constants))
-    console.print(table)
+        rows.append(("worst case", _worst_case(method, mu, L, steps, constants)))
+    made = Table(title=Text(printable(f"{method.name}, kappa = {kappa:g}, {steps} steps")), show_header=False)
+    made.add_column(style="bold")
+    made.add_column(overflow="fold")
+    for name, text in rows:
+        made.add_row(name, printable(text))
+    console.print(made)
+
+
+def _factor(method: Algorithm, mu: float, L: float) -> str:
+    try:
+        found = analysis.tuned_recurrence(method, mu, L)
+    except AlgorithmError as error:
+        return f"not found, because {analysis.LOOKED} steps are looked at: {error}"
+    if found is None:
+        return f"not stationary: no repetition in steps 1 to {analysis.LOOKED}"
+    repeats = f"a period of {found.period} steps" if found.period > 1 else "the same step"
+    first = f" from step {found.first + 1} on" if found.first > 1 else ""
+    return f"{analysis.largest_radius(found, mu, L):.6f}: {repeats}{first}, seen in steps 1 to {found.looked}"
+
+
+def _nearest(method: Algorithm, diagnosis: analysis.Diagnosis) -> str:
+    """The nearest method of the library, and all that have the same recurrence."""
+    name, distance = diagnosis.nearest
+    others = [other for other in diagnosis.same if other != method.name]
+    if method.name in diagnosis.same:
+        return f"{method.name} itself" + (f"; the same recurrence: {', '.join(others)}" if others else "")
+    if others:
+        return f"the same recurrence: {', '.join(others)}"
+    if diagnosis.bounded is None:
+        return "left out for so many calls"
+    return f"{name}, at a distance of {distance:.3g}" if name else "none has the same number of calls"
+
+
+def _numbers_of_steps(steps: int) -> list[int]:
+    """1 to 32, then every number an eighth larger than the last: their sum grows linearly."""
+    numbers = list(range(1, min(steps, 32) + 1))
+    while numbers[-1] < steps:
+        numbers.append(min(numbers[-1] + numbers[-1] // 8, steps))
+    return numbers
 
 
 def _worst_case(method: Algorithm, mu: float, L: float, steps: int, constants: dict[str, float]) -> str:
@@ -150,24 +220,47 @@ def _signal(console: Console, options: argparse.Namespace) -> None:
     from optnet.networks import signal  # matplotlib takes a while
 
     given = dict(option.partition("=")[::2] for option in options.options)
-    if not all(given.values()) or options.batch < 2 or (options.size is not None and options.size < 1):
-        raise ConfigError("options of the model are written key=value, --batch is at least 2, --size at least 1")
-    file = Path(options.png or f"signal-{options.model}-{options.init}.png")
-    if file.suffix != ".png" or not file.absolute().parent.is_dir():
-        raise ConfigError(f"--png {file} must end in .png, in a folder that exists")
+    if not all(given.values()):
+        raise ConfigError("options of the model are written key=value, like norm=none")
+    limits = {"batch": (2, 100_000), "size": (2, 100_000), "seed": (0, 2**63 - 1)}
+    for name, (low, high) in limits.items():
+        value = getattr(options, name)
+        if value is not None and not low <= value <= high:
+            raise ConfigError(f"--{name} {value} must be a whole number from {low} to {high}")
+    file = Path(options.png or f"signal-{options.model}-{options.init}.png").expanduser()
+    if file.suffix != ".png":
+        raise ConfigError(f"--png {file} must end in .png")
+    _check_writable(file)
     shape, points = signal.of(
         options.model, options.init, {key: _value(text) for key, text in given.items()}, batch=options.batch,
         size=options.size, seed=options.seed,
     )  # fmt: skip
-    title = " ".join([options.model, *options.options, f"--init {options.init}"])
-    table = Table(title=f"{title}, images of {shape}")
-    for column in ("depth", "input of", "activation (rms)", "gradient (relative)"):
-        table.add_column(column, justify="right")
-    for depth, point in enumerate(points, 1):
-        table.add_row(str(depth), point.layer, f"{point.activation:.3g}", f"{point.gradient:.3g}")
-    console.print(table)
-    signal.figure({options.init: points}, title).savefig(file)
-    console.print(f"drawn in {file}")
+    title = printable(" ".join([options.model, *options.options, f"--init {options.init}"]))
+    rows = [
+        (str(depth), point.layer, f"{point.activation:.3g}", f"{point.gradient:.3g}")
+        for depth, point in enumerate(points, 1)
+    ]
+    columns = ("depth", "input of", "activation (rms)", "gradient (relative)")
+    console.print(terminal.table(f"{title}, images of {shape}", columns, rows, text=2))
+    try:
+        signal.figure({options.init: points}, title).savefig(file)
+    except OSError as error:
+        raise ConfigError(f"--png {file} cannot be written: {reason(error)}") from None
+    console.print(printable(f"drawn in {file}"))
+
+
+def _check_writable(file: Path) -> None:
+    """Refuses a file that cannot be written, before anything is computed, and leaves nothing behind."""
+    try:
+        if file.is_dir():
+            raise IsADirectoryError("it is a folder")
+        if file.exists():
+            file.open("ab").close()
+        else:
+            tempfile.TemporaryFile(dir=file.absolute().parent).close()
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or reason(error)
+        raise ConfigError(f"--png {file} cannot be written: {why}") from None
 
 
 def _value(text: str) -> Any:

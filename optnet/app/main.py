@@ -26,6 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             evaluate.main()
         return 0
-    from optnet.app import library
+    from optnet.app import exits, library
 
-    return library.main(arguments, RUNS)
+    with exits.command():
+        return library.main(arguments, RUNS)

@@ -15,7 +15,7 @@ from torch import nn
 from optnet.app import models, resuming
 from optnet.app.compose import run
 from optnet.app.config import Train
-from optnet.app.exits import exit_statuses
+from optnet.app.exits import command, exit_statuses
 from optnet.app.launch import launch
 from optnet.app.sweep import Result
 from optnet.data import DataOptions, DataSet, Preprocessing, load_as
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Trains as the command line says, by default that of this process; exits with a status if it fails."""
     if arguments is not None:
         sys.argv[1:] = arguments
-    with distributed.processes():
+    with command(), distributed.processes():
         run("train", Train, requests, start)
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import inspect
 import math
+import numbers
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from optnet.errors import AlgorithmError, did_you_mean
 from optnet.language.symbols import Iterate, Operator
@@ -110,14 +112,13 @@ class Algorithm:
         has_steps = False
         for parameter in parameters:
             required = parameter.default is parameter.empty
+            self._check_form(parameter)
             if parameter.annotation is Operator:
                 self.operators[parameter.name] = required
             elif parameter.annotation is Iterate:
                 self.starts += (parameter.name,)
             elif parameter.name == "steps":
                 has_steps = True
-            elif parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-                raise AlgorithmError(f"{self.name}: *args and **kwargs cannot be traced; name every parameter")
             elif required:
                 raise AlgorithmError(
                     f"{self.name}: '{parameter.name}' is not an Operator or Iterate and has no default; annotate it "
@@ -131,33 +132,113 @@ class Algorithm:
                 f"{self.name}: write an algorithm as f(T: Operator, x: Iterate, steps: int, *, beta: float = 0.9)"
             )
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def _check_form(self, parameter: inspect.Parameter) -> None:
+        shown = str(parameter).partition(":")[0].partition("=")[0]
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            raise AlgorithmError(
+                f"{self.name}: '{shown}' cannot be traced; name every operator, starting point and constant"
+            )
+        if parameter.kind is parameter.POSITIONAL_ONLY:
+            raise AlgorithmError(
+                f"{self.name}: '{shown}' is positional-only; remove the '/', because parameters are given by name"
+            )
+        for kind, instead in ((Operator, "P: Operator = identity"), (Iterate, "x: Iterate")):
+            if parameter.annotation is not kind and _mentions(parameter.annotation, kind):
+                name = kind.__name__
+                raise AlgorithmError(
+                    f"{self.name}: '{shown}' is annotated {inspect.formatannotation(parameter.annotation)}; write "
+                    f"{name} alone, for one {'operator' if kind is Operator else 'starting point'}, as in {instead}"
+                )
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         return self.function(*args, **kwargs)
 
     def __repr__(self) -> str:
         return f"<algorithm {self.name}>"
 
-    def check_constants(self, constants: Mapping[str, Any]) -> None:
-        """Raises ``AlgorithmError`` for a constant that does not exist, has the wrong type or is not finite."""
-        for name, value in constants.items():
+    def read_constants(self, constants: Mapping[str, Any]) -> dict[str, Any]:
+        """The constants as plain Python values: numpy's numbers and fractions become numbers, a tuple a list.
+
+        Raises:
+            AlgorithmError: a constant does not exist, has the wrong type or is not finite.
+        """
+        read = {}
+        for given, value in constants.items():
+            name = python_name(given)
             if name not in self.constants:
                 known = ", ".join(f"{key}={default}" for key, default in self.constants.items()) or "none"
-                near = did_you_mean(name, self.constants)
+                near = did_you_mean(name, [*self.constants])
                 raise AlgorithmError(
                     f"{self.name} has no constant '{name}'{near or ';'} {'It' if near else 'it'} has: {known}"
                 )
-            kind, default = self._types[name], self.constants[name]
-            if value is not None and not isinstance(value, (bool, int, float, str)):
-                raise AlgorithmError(f"{self.name}: {name}={value!r} must be a number, true or false, or a word")
-            wants_bool = kind is bool or type(default) is bool
-            is_number = type(value) in (int, float)
-            if wants_bool != isinstance(value, bool) or (kind in (float, int) and not is_number):
-                wanted = "true or false" if wants_bool else "a number"
-                raise AlgorithmError(f"{self.name}: {name}={value!r} must be {wanted}, for instance {name}={default}")
-            if kind is int and type(value) is not int:
-                raise AlgorithmError(f"{self.name}: {name}={value!r} must be a whole number, for instance {default}")
-            if isinstance(value, (int, float)) and not math.isfinite(value):
-                raise AlgorithmError(f"{self.name}: {name}={value} must be finite, for instance {name}={default}")
+            read[name] = self._read(name, value)
+        return read
+
+    def _read(self, name: str, value: Any) -> Any:
+        kind, default = self._types[name], self.constants[name]
+        if isinstance(default, (list, tuple)):
+            return self._read_list(name, value)
+        value = _plain(value)
+        if value is not None and not isinstance(value, (bool, int, float, str)):
+            raise AlgorithmError(f"{self.name}: {name}={value!r} must be a number, true or false, or a word")
+        wants_bool = kind is bool or type(default) is bool
+        is_number = type(value) in (int, float)
+        if wants_bool != isinstance(value, bool) or (kind in (float, int) and not is_number):
+            wanted = "true or false" if wants_bool else "a number"
+            raise AlgorithmError(f"{self.name}: {name}={value!r} must be {wanted}, for instance {name}={default}")
+        if kind is int and type(value) is not int:
+            raise AlgorithmError(f"{self.name}: {name}={value!r} must be a whole number, for instance {default}")
+        self._check_finite(name, value)
+        return value
+
+    def _read_list(self, name: str, value: Any) -> list[Any]:
+        default = self.constants[name]
+        if hasattr(value, "tolist"):  # an array
+            value = value.tolist()
+        if not isinstance(value, (list, tuple)):
+            raise AlgorithmError(f"{self.name}: {name}={value!r} must be a list, for instance {name}={list(default)}")
+        entries = [_plain(entry) for entry in value]
+        for entry in entries:
+            if not isinstance(entry, (bool, int, float, str)):
+                raise AlgorithmError(f"{self.name}: {name} has the entry {entry!r}, which is not a number or a word")
+            self._check_finite(name, entry)
+        return entries
+
+    def _check_finite(self, name: str, value: Any) -> None:
+        if isinstance(value, (int, float)) and not _is_finite(value):
+            shown = value if isinstance(value, float) else "a number beyond 1e308"
+            raise AlgorithmError(
+                f"{self.name}: {name}={shown} must be finite, for instance {name}={self.constants[name]}"
+            )
+
+
+def python_name(name: str) -> str:
+    """A name as Python reads it in a program's text, where some letters have several forms (NFKC)."""
+    return unicodedata.normalize("NFKC", name)
+
+
+def _mentions(annotation: Any, kind: type) -> bool:
+    """Whether a composed annotation, like ``Optional[Operator]``, contains ``kind``."""
+    return annotation is kind or any(_mentions(part, kind) for part in get_args(annotation))
+
+
+def _plain(value: Any) -> Any:
+    """A number of numpy, torch, ``fractions`` or ``decimal`` as Python's own; anything else unchanged."""
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, numbers.Number) and not isinstance(value, (bool, int, float, complex)):
+        try:
+            return float(value)  # type: ignore[arg-type]
+        except OverflowError:
+            return math.inf
+    return value
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond every float
+        return False
 
 
 _REGISTRY: dict[str, Algorithm] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from optnet.errors import ProgramError
@@ -13,18 +14,21 @@ def fold(program: Program) -> Program:
     return _Folding(program).program()
 
 
-def without(program: Program, start: str) -> Program:
+def without(program: Program, start: str, *, at_any_weight: bool = False) -> Program:
     """The program without ``start`` in its sums, for a starting point whose shape differs from its successors'.
 
+    Args:
+        at_any_weight: whether it is left out even if its weight is not 0, as in a program that is only compared with.
+
     Raises:
-        ProgramError: a sum needs it with a non-zero weight.
+        ProgramError: a sum needs it with a non-zero weight, or has no other term.
     """
     instructions: list[Instruction] = []
     for one in program.instructions:
         if isinstance(one, Combine) and start in one.terms:
             kept = {t: w for t, w in zip(one.terms, one.weights, strict=True) if t != start}
             weight = one.weights[one.terms.index(start)]
-            if weight or not kept:
+            if (weight and not at_any_weight) or not kept:
                 raise ProgramError(
                     f"{program.name}: {one.value} adds {weight:g} {start}, which has another shape; "
                     f"give it a projection (shortcut) or a weight of 0"
@@ -127,6 +131,8 @@ class _Folding:
     def _add(self, row: str, term: str, weight: float) -> None:
         old = self.rows[row].get(term, 0.0)
         new = old + weight
+        if not math.isfinite(new):
+            raise ProgramError(f"{self.source.name}: a weight is too large for a floating-point number")
         if abs(new) < 1e-14 * max(abs(old), abs(weight)) or new == 0:
             new = 0.0
         self.rows[row][term] = new

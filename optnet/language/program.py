@@ -14,6 +14,8 @@ from optnet.errors import ProgramError, reason
 
 FORMAT = 2
 """The version of the JSON that ``Program.to_json`` writes."""
+MOST_INSTRUCTIONS, MOST_TERMS = 100_000, 1_000_000
+"""The largest program: its number of instructions, and the number of terms of all its sums together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,17 @@ class Program:
             _define(instruction.value, known)
         if not self.results or not set(self.results) <= known:
             raise ProgramError(f"{self.name}: not all of its results {self.results} are values of the program")
+
+    def limited(self) -> Program:
+        """This program; a ``ProgramError`` if it is larger than ``MOST_INSTRUCTIONS`` and ``MOST_TERMS`` allow."""
+        terms = sum(len(one.terms) for one in self.combines)
+        if max(len(self.instructions), self.iterations) > MOST_INSTRUCTIONS or terms > MOST_TERMS:
+            raise ProgramError(
+                f"{self.name}: {len(self.instructions):,} instructions, {terms:,} terms and {self.iterations:,} "
+                f"iterations are too many; at most {MOST_INSTRUCTIONS:,}, {MOST_TERMS:,} and {MOST_INSTRUCTIONS:,} are "
+                "allowed: take fewer steps"
+            )
+        return self
 
     @property
     def applies(self) -> Iterator[Apply]:
@@ -235,6 +248,8 @@ class Program:
                     "trace the algorithm again"
                 )
             instructions: list[Instruction] = []
+            if len(data["instructions"]) > MOST_INSTRUCTIONS:
+                raise ProgramError(f"the program has more than {MOST_INSTRUCTIONS:,} instructions; take fewer steps")
             for one in data["instructions"]:
                 if "call" in one:
                     operator, index, iteration = one["call"]
@@ -247,10 +262,10 @@ class Program:
                 str(data["name"]), tuple(map(str, data["starts"])), tuple(instructions),
                 tuple(map(str, data["results"])), str(data["main"]), int(data["iterations"]), bool(data["several"]),
                 dict(data["readings"]), dict(data["constants"]),
-            )  # fmt: skip
+            ).limited()  # fmt: skip
         except ProgramError:
             raise
-        except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, ArithmeticError, RecursionError) as error:
             raise ProgramError(f"this is not the JSON of a program ({type(error).__name__}: {reason(error)})") from None
 
     def __str__(self) -> str:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable, Mapping
+from decimal import Decimal
 from typing import Any, NoReturn
 
 from optnet.errors import TraceError
-from optnet.language.program import Apply, Combine, Instruction
+from optnet.language.program import Apply, Combine, Instruction, unique
+
+MOST = 500_000
+"""Number of operations that are recorded at most."""
 
 
 class Operator:
@@ -75,7 +80,7 @@ class Iterate:
         divisor = _number(other, "divide an iterate by")
         if divisor == 0:
             raise TraceError("an iterate is divided by 0; change the divisor")
-        return self._recorder.combine({self._name: 1.0 / divisor})
+        return self._recorder.combine({self._name: _number(1.0 / divisor, "multiply an iterate by")})
 
     def __neg__(self) -> Iterate:
         return self._recorder.combine({self._name: -1.0})
@@ -123,8 +128,17 @@ class Iterate:
     __setitem__ = _refuse("an entry", _NO_SHAPE)
     __array__ = _refuse("a numpy array", _NO_SHAPE)
 
-    def __array_ufunc__(self, *args: Any, **kwargs: Any) -> NoReturn:
-        raise TraceError("a numpy number or function on an iterate cannot be traced: pass float(...), or write T(x)")
+    def __array_ufunc__(self, function: Any, how: str, *args: Any, **kwargs: Any) -> Iterate:
+        """numpy's number on the left of an iterate: ``np.float64(0.5) * x``."""
+        number: Any = args[0]
+        if how == "__call__" and len(args) == 2 and not kwargs and isinstance(number, numbers.Real):
+            done: dict[str, Callable[[Any], Iterate]] = {
+                "multiply": self.__mul__, "add": self.__add__, "subtract": self.__rsub__, "divide": self.__rtruediv__,
+                "true_divide": self.__rtruediv__,
+            }  # fmt: skip
+            if function.__name__ in done:
+                return done[function.__name__](number)
+        raise TraceError(f"numpy's {function.__name__} of an iterate cannot be traced: {_NO_SHAPE}")
 
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> NoReturn:
@@ -141,11 +155,21 @@ class Iterate:
         return f"<iterate {self._name}>"
 
 
+class NotFinite(TraceError):
+    """A number in the algorithm's text is not finite."""
+
+
 def _number(value: Any, action: str) -> float:
-    if type(value) is int or type(value) is float:
-        if not math.isfinite(value):
-            raise TraceError(f"cannot {action} {value}: constants are finite numbers")
-        return float(value)
+    if type(value) is float and math.isfinite(value):
+        return value
+    if isinstance(value, (numbers.Real, Decimal)) and not isinstance(value, bool):
+        try:
+            plain = float(value)
+        except OverflowError:
+            plain = math.inf
+        if not math.isfinite(plain):
+            raise NotFinite(f"cannot {action} {plain}: constants are finite numbers")
+        return plain
     if isinstance(value, Iterate):
         raise TraceError(f"cannot {action} another iterate: a program is linear in its iterates; use an operator, T(x)")
     raise TraceError(f"cannot {action} {type(value).__name__}: pass a plain Python number, float(...)")
@@ -159,28 +183,37 @@ class OperatorSymbol(Operator):
     def __call__(self, *args: Any, **kwargs: Any) -> Iterate:
         if kwargs or len(args) != 1 or not isinstance(args[0], Iterate):
             given = ", ".join([type(arg).__name__ for arg in args] + list(kwargs))
-            raise TraceError(f"{self._name} takes exactly one iterate, not ({given})")
+            raise TraceError(f"{self._name} takes exactly one iterate, not ({given}); write the point 0 as 0 * x")
         return self._recorder.apply(self._name, args[0])
 
 
 class Recorder:
     """Records what the algorithm does with the symbols: one instruction per operation, nothing folded."""
 
-    def __init__(self, readings: Mapping[str, str]) -> None:
+    def __init__(self, readings: Mapping[str, str], starts: tuple[str, ...], most_calls: int | None = None) -> None:
         self.instructions: list[Instruction] = []
         self.readings = readings
         self.calls: dict[str, int] = {}
+        self.taken = set(starts)
+        self.most_calls = most_calls  # of one operator
 
     def combine(self, terms: Mapping[str, float]) -> Iterate:
-        value = f"_{len(self.instructions)}"
+        value = self._name_value()
         self.instructions.append(Combine(value, tuple(terms), tuple(terms.values())))
         return Iterate(self, value)
+
+    def _name_value(self) -> str:
+        if len(self.instructions) >= MOST:
+            raise TraceError(f"it has more than {MOST:,} operations; take fewer steps")
+        return unique(f"_{len(self.instructions)}", self.taken)
 
     def apply(self, operator: str, argument: Iterate) -> Iterate:
         if argument._recorder is not self:
             raise TraceError("an iterate of another trace was used: keep iterates inside the algorithm's function")
-        value = f"_{len(self.instructions)}"
+        value = self._name_value()
         index = self.calls[operator] = self.calls.get(operator, -1) + 1
+        if self.most_calls is not None and index >= self.most_calls:
+            raise TraceError(f"it has more than {self.most_calls} calls of {operator}")
         self.instructions.append(Apply(value, operator, index, argument._name))
         if self.readings[operator] == "residual":
             return self.combine({argument._name: 1.0, value: 1.0})

@@ -74,7 +74,7 @@ def design(
         raise ModelError(f"{method.name} cannot be a classifier: {method.network.unsuited}")
     if not blocks or any(type(steps) is not int or steps < 1 for steps in blocks):
         raise ModelError(f"blocks={list(blocks)} must be whole numbers of at least 1, the iterations of each stage")
-    method.check_constants(constants or {})
+    constants = method.read_constants(constants or {})
     required = [name for name, needed in method.operators.items() if needed]
     operators = [*required, "P"] if with_P and "P" in method.operators and "P" not in required else required
     reading = reading or method.network.reading or ("map" if layer == "plain" else "residual")

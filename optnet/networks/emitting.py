@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import reduce
 from operator import getitem
 from typing import Any
 
@@ -36,8 +37,8 @@ class Call:
 
 Factory = Callable[[Call], nn.Module]
 
-RESERVED = frozenset(dir(fx.GraphModule(nn.Module(), fx.Graph())))
-"""Names that no module can have: the attributes of a GraphModule."""
+RESERVED = frozenset({*dir(fx.GraphModule(nn.Module(), fx.Graph())), "self"})
+"""Names that no module can have: the attributes of a GraphModule, and the first argument of its code."""
 ARGUMENTS = frozenset({*dir(builtins), "self", "torch", "fx", "device", "inf", "nan", "NoneType", "pytree"})
 """Names that no argument in the code of torch.fx can have."""
 
@@ -121,6 +122,7 @@ class Emitter:
                     self.sums.add(one.value)
             elif one.value not in self.folded:
                 self.nodes[one.value] = self._call([one], None)
+        self._cast_coefficients()
         results = [self.nodes[value] for value in self.program.results]
         self.graph.output(results if self.packed else tuple(results) if self.program.several else results[0])
         name = self.program.name.title().replace("_", "")
@@ -234,12 +236,26 @@ class Emitter:
         """Makes the coefficients of a sum a parameter; returns its name."""
         if not any(self.rows.values()):
             self.root.add_module(self.coefficients, nn.Module())
-        dtype = self.dtype or torch.get_default_dtype()
-        values = torch.tensor(row.weights, dtype=dtype).repeat_interleave(self.channels or 1)
-        self.root.get_submodule(self.coefficients).register_parameter(
-            row.value, nn.Parameter(values.to(self.device or torch.get_default_device()))
-        )
+        values = torch.tensor(row.weights, dtype=torch.float64, device="cpu").repeat_interleave(self.channels or 1)
+        self.root.get_submodule(self.coefficients).register_parameter(row.value, nn.Parameter(values))
         return f"{self.coefficients}.{row.value}"
+
+    def _cast_coefficients(self) -> None:
+        """Gives the coefficients the dtype and the device of the layers, unless others were asked for."""
+        if not any(self.rows.values()):
+            return
+        coefficients = self.root.get_submodule(self.coefficients)
+        own = set(coefficients.parameters())
+        layers = [
+            tensor
+            for tensor in (*self.root.parameters(), *self.root.buffers())
+            if tensor not in own and tensor.is_floating_point()
+        ]
+        dtypes = {tensor.dtype for tensor in layers}
+        dtype = self.dtype or (reduce(torch.promote_types, dtypes) if dtypes else torch.get_default_dtype())
+        devices = {tensor.device for tensor in layers}
+        device = self.device or (devices.pop() if len(devices) == 1 else torch.get_default_device())
+        coefficients.to(device=device, dtype=dtype)
 
     def _add(self, row: str, term: str, total: fx.Node, part: fx.Node, alpha: float = 1.0) -> fx.Node:
         return self._onto((row, term), "add", (total, part), **({"alpha": alpha} if alpha != 1 else {}))

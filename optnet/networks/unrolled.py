@@ -8,16 +8,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
-from optnet.errors import AlgorithmError, OperatorError, ShapeError
-from optnet.language.declaration import Algorithm
+from optnet.errors import AlgorithmError, OperatorError, ProgramError, ShapeError
+from optnet.language.declaration import Algorithm, python_name
 from optnet.language.folding import without
+from optnet.language.lookup import find_algorithm
 from optnet.language.program import Program
-from optnet.language.tracing import trace
+from optnet.language.tracing import all_constants, trace
 from optnet.networks.activation_checkpointing import MEMORY, set_recomputing
 from optnet.networks.emitting import Emitter, Factory
 from optnet.options import one_of
 
 COEFFICIENTS = ("learnable", "fixed")
+MOST = 20_000
+"""The number of instructions of the largest program that becomes a module."""
 
 
 class Unrolled(nn.Module):
@@ -195,7 +198,7 @@ def unroll(
         packed: the module takes one list of tensors and returns one, for callers with a varying number of them.
         memory: ``keep`` the layers' activations for the backward pass, or ``checkpoint``: keep their inputs and
             recompute the rest.
-        device, dtype: those of the coefficients.
+        device, dtype: those of the coefficients; by default those of the layers, the wider dtype if there are several.
         constants: the algorithm's constants. Those whose names this function does not use itself may also be given as
             keywords.
 
@@ -206,6 +209,7 @@ def unroll(
     """
     one_of("coefficients", coefficients, COEFFICIENTS, OperatorError)
     one_of("memory", memory, MEMORY, OperatorError)
+    operators = {python_name(name): operator for name, operator in operators.items()}
     if per_channel and (type(channels) is not int or channels < 1):
         raise OperatorError("per_channel=True needs channels=C, the number of channels of the iterates")
     if isinstance(algorithm, Program):
@@ -215,17 +219,31 @@ def unroll(
     else:
         if steps is None:
             raise AlgorithmError("steps is missing: unroll(algorithm, steps=8, operators=...)")
-        program = trace(
-            algorithm, steps=steps, operators=operators, reading=reading or "map", constants=constants, **more
-        )
+        method = find_algorithm(algorithm)
+        options = {
+            name: value
+            for name, value, default in (
+                ("coefficients", coefficients, "learnable"), ("reading", reading, None), ("channels", channels, None),
+                ("per_channel", per_channel, False), ("packed", packed, False), ("memory", memory, "keep"),
+                ("device", device, None), ("textbook", textbook, None), ("dtype", dtype, None),
+            )
+            if value is not default and value != default
+        }  # fmt: skip
+        given = all_constants(method, constants, more, options)
+        program = trace(method, steps=steps, operators=operators, reading=reading or "map", constants=given)
     _check_operators(program, operators)
+    if len(program.instructions) > MOST:
+        raise ProgramError(
+            f"{program.name}: {len(program.instructions):,} instructions are too many for a module, which has at most "
+            f"{MOST:,}; take fewer steps"
+        )
     textbook = textbook or program
-    projections = dict(shortcuts or {})
+    projections = {python_name(start): shortcut for start, shortcut in (shortcuts or {}).items()}
     for start, shortcut in projections.items():
         if start not in program.starts:
             raise OperatorError(f"{program.name} has no starting point '{start}'; it has: {', '.join(program.starts)}")
         if shortcut is None:
-            program = without(program, start)
+            program, textbook = without(program, start), without(textbook, start, at_any_weight=True)
     width = (channels if per_channel else 0) if coefficients == "learnable" else None
     emitter = Emitter(program, operators, projections, width, packed, device, dtype)
     by_starts = {1: _UnrolledFromOne, 2: _UnrolledFromTwo}

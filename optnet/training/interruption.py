@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import signal
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 
 class Interrupted(BaseException):
-    """A signal ended the run. Like KeyboardInterrupt it is no ``Exception``: nothing on the way up swallows it."""
+    """A signal ended the run. Like KeyboardInterrupt it is no ``Exception``: nothing on the way up swallows it.
 
-    def __init__(self, number: int) -> None:
+    Attributes:
+        said: whether a line about it was shown already.
+    """
+
+    def __init__(self, number: int, said: bool = False) -> None:
         super().__init__(f"interrupted by {signal.Signals(number).name}")
-        self.signal = number
+        self.signal, self.said = number, said
 
 
 class Stopped(Exception):
@@ -31,14 +36,21 @@ class Stopped(Exception):
         self.why, self.said, self.status = why or line, said, status
 
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""What asks a program to end."""
 AGAIN = 2.0
 """Seconds after a signal in which another one is the same request: a group of processes gets a signal, and torchrun,
 which got it too, passes it on."""
 
 
+def heeded() -> list[signal.Signals]:
+    """The signals that end a run: not a hangup where ``nohup`` started the program."""
+    return [number for number in SIGNALS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
+
+
 @contextmanager
 def signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM.
+    """Collects SIGINT, SIGTERM and SIGHUP.
 
     Raises:
         Interrupted: at a signal ``AGAIN`` seconds or more after the first one, at once.
@@ -54,9 +66,32 @@ def signals() -> Iterator[list[int]]:
         elif time.monotonic() - since >= AGAIN:
             raise Interrupted(number)
 
-    old = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with _handler(note):
         yield caught
+
+
+@contextmanager
+def raised() -> Iterator[None]:
+    """A signal in here raises ``Interrupted``; another one does after ``AGAIN`` seconds."""
+    since: list[float] = []
+
+    def note(number: int, frame: Any) -> None:
+        if not since or time.monotonic() - since[0] >= AGAIN:
+            since[:] = [time.monotonic()]
+            raise Interrupted(number)
+
+    with _handler(note):
+        yield
+
+
+@contextmanager
+def _handler(note: Callable[[int, Any], None]) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # no other thread may set one
+        yield
+        return
+    old = {number: signal.signal(number, note) for number in heeded()}
+    try:
+        yield
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)

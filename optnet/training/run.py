@@ -57,22 +57,23 @@ def train(job: Job, say: Callable[[str], None] = lambda line: None) -> Finished:
         Stopped: the loss is not finite, an image cannot be read, the disk is full, or another process ended.
         Interrupted: a signal came; where the run stands is saved.
     """
-    run = Run(job, say)
-    try:
-        shows = job.options.progress and distributed.is_primary()
-        with signals() as caught, screen(shows, run.course.total, run.progress.updates) as shown:
-            run.epochs(caught, shown)
-            return run.finish(caught)
-    except Diverged as error:
-        raise run.stopped(f"{error}; a lower lr may help") from None
-    except (RequestError, OSError) as error:  # an image or the best checkpoint that cannot be read; a full disk
-        raise run.stopped(str(error)) from None
-    except RuntimeError as error:
-        if not distributed.is_lost_peer(error):
-            raise
-        raise run.stopped("another process ended") from None
-    finally:
-        run.close()
+    with signals() as caught:
+        run = Run(job, say)
+        try:
+            shows = job.options.progress and distributed.is_primary()
+            with screen(shows, run.course.total, run.progress.updates) as shown:
+                run.epochs(caught, shown)
+                return run.finish(caught)
+        except Diverged as error:
+            raise run.stopped(f"{error}; a lower lr may help") from None
+        except (RequestError, OSError) as error:  # an image or the best checkpoint that cannot be read; a full disk
+            raise run.stopped(str(error)) from None
+        except RuntimeError as error:
+            if not distributed.is_lost_peer(error):
+                raise
+            raise run.stopped("another process ended") from None
+        finally:
+            run.close()
 
 
 class Run:
@@ -249,7 +250,7 @@ class Run:
         """
         if stop := distributed.all_reduce_max(max(caught, default=0)):
             self.logbook.say(f"interrupted and saved; {self.way_on()}")
-            raise Interrupted(stop)
+            raise Interrupted(stop, said=True)
 
     def _pool(self) -> None:
         """Sums up the processes' progress. Only the first process keeps the images of the whole run."""
