@@ -22,7 +22,7 @@ from optnet.app import evaluate as assess
 from optnet.app.config import Evaluate, Model, Train
 from optnet.data import DataOptions
 from optnet.errors import RequestError
-from optnet.training import checkpoint
+from optnet.training import checkpoint, weights
 from optnet.training.course import Course
 
 
@@ -83,7 +83,7 @@ def test_no_changed_bit_is_accepted(folder, damage):
     for _ in range(60):
         last.write_bytes(damage(whole, drawn))
         try:
-            read = checkpoint.read(last)
+            read = weights.read(last)
         except CheckpointError as error:
             found += 1
             assert "\n" not in str(error)

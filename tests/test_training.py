@@ -22,6 +22,7 @@ from optnet.data.loading import FileLoader
 from optnet.training import checkpoint
 from optnet.training.interruption import Interrupted, Stopped
 from optnet.training.loop import Progress, train_epoch
+from optnet.training.weights import read
 
 FAMILIES = ["gradient_descent", "heavy_ball", "nesterov", "nesterov_dense", "admm", "merge_and_run"]
 
@@ -323,7 +324,7 @@ def test_junk_is_no_checkpoint(tmp_path):
     for content in junk:
         file.write_bytes(content)
         with pytest.raises(CheckpointError) as error:
-            checkpoint.read(file)
+            read(file)
         assert "\n" not in str(error.value)
 
 

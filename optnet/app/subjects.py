@@ -14,7 +14,7 @@ from optnet.app.config import Evaluate, Model
 from optnet.data import DataOptions, DataRecord, DataSet, Loader, Preprocessing, load_as
 from optnet.errors import CheckpointError, ConfigError, DataError, ModelError, foreign
 from optnet.options import check
-from optnet.training import checkpoint
+from optnet.training import checkpoint, weights
 
 
 @dataclass
@@ -60,7 +60,7 @@ def _data(loading: DataOptions, seed: int) -> DataSet:
 
 
 def of_checkpoint(config: Evaluate, file: str, name: str | None, stated: Collection[str] = ()) -> Subject:
-    """The model of a run's checkpoint, or ``name`` with the weights of timm's or anybody's, .safetensors too.
+    """The model of a run's checkpoint (of a run's folder: its best), or ``name`` with weights of anybody.
 
     Args:
         stated: the keys that the command line states; see ``DataOptions.stated``.
@@ -69,8 +69,9 @@ def of_checkpoint(config: Evaluate, file: str, name: str | None, stated: Collect
         CheckpointError: the file is missing, would need unpickling, or its weights do not fit.
         ConfigError: the data has other classes than those it was trained on.
     """
-    content = checkpoint.read(file)
-    if not checkpoint.is_ours(content):
+    file = str(weights.best_of(file))
+    content = weights.read(file)
+    if not weights.is_ours(content):
         name = name or (content.get("arch") if isinstance(content, dict) else None)
         if not isinstance(name, str):
             raise CheckpointError(
@@ -78,7 +79,7 @@ def of_checkpoint(config: Evaluate, file: str, name: str | None, stated: Collect
                 "if it holds a model's weights, say which model's: model=NAME"
             )
         subject = of_name(config, name, stated)
-        checkpoint.put(subject.model, file)
+        weights.put(subject.model, content, file)
         return replace(subject, kind="checkpoint", name=file)
     if name is not None:
         raise CheckpointError(f"{file} says itself which model it is of; leave out model={name}")

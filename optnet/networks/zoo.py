@@ -70,6 +70,12 @@ def _resnet(blocks: Sequence[int]) -> Preset:
     return _net("gradient_descent", blocks, **_RESNET)
 
 
+def _dmr(preset: Preset) -> Preset:
+    """Without the iterates before the newest ones, and with the ancestor's weights."""
+    options = {"constants": {"history": 1}, "coefficients": "fixed"}
+    return replace(preset, options={**preset.options, **options})
+
+
 MODELS: dict[str, Preset] = {
     # 8 to 32 pixels, for a first look
     "gdnet_small": _net("gradient_descent", [4] * 3),
@@ -92,6 +98,8 @@ MODELS: dict[str, Preset] = {
     "admmnet56_cifar": _net("merge_and_run", [9] * 3),
     "optnet_resnet20_cifar": _resnet([3] * 3),
     "optnet_resnet56_cifar": _resnet([9] * 3),
+    "dmrnet20_cifar": _dmr(_net("merge_and_run", [3] * 3)),
+    "dmrnet56_cifar": _dmr(_net("merge_and_run", [9] * 3)),
     # 224 pixels
     "gdnet34": _large("gradient_descent", (6, 8, 12, 6)),
     "hbnet18": _large("heavy_ball", _18, published="resnet18.a1_in1k"),
@@ -107,6 +115,8 @@ MODELS: dict[str, Preset] = {
     ),
     "admmnet34": _large("merge_and_run", _34_50),
     "admmnet50": _large("merge_and_run", _34_50, layer="bottleneck"),
+    "dmrnet34": _dmr(_large("merge_and_run", _34_50)),
+    "dmrnet50": _dmr(_large("merge_and_run", _34_50, layer="bottleneck")),
 }
 
 
@@ -200,7 +210,8 @@ def _entry_point(name: str, preset: Preset) -> Callable[..., nn.Module]:
     def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:
         own = {"algorithm": preset.algorithm, "blocks": preset.blocks, "widths": preset.widths, **preset.options}
         if other := kwargs.get("algorithm") if kwargs.get("programs") is None else None:
-            own.pop("coefficients", None)
+            for key in ("coefficients", "constants"):  # of its own algorithm
+                own.pop(key, None)
             if kwargs.get("layer") is None:
                 own |= _its_layers(preset)
                 kwargs = {key: value for key, value in kwargs.items() if key not in own or value is not None}

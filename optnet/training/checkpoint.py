@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
 import os
-import warnings
-import zipfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
@@ -14,8 +11,7 @@ from typing import Annotated, Any
 
 import timm
 import torch
-from safetensors.torch import load_file
-from timm.models import get_arch_name, load_checkpoint
+from timm.models import get_arch_name
 from torch import nn
 
 from optnet.data import Preprocessing
@@ -29,6 +25,7 @@ from optnet.training.logbook import Record
 from optnet.training.loop import Progress
 from optnet.training.schema import conform, form
 from optnet.training.shares import Share
+from optnet.training.weights import Damaged, is_ours, joined, read
 
 FORMAT = 5
 """The version of the file format. It rises when older files can no longer be read."""
@@ -127,10 +124,6 @@ def take_back(folder: Path) -> None:
         settle(before.parent)
 
 
-class Damaged(CheckpointError):
-    """A checkpoint is missing, or its file is not as it was written."""
-
-
 def last(folder: Path) -> tuple[Checkpoint, str]:
     """The last checkpoint of a run that can be read, and a note if it is not the last one written.
 
@@ -173,11 +166,6 @@ def load(path: str | Path) -> Checkpoint:
     return parse(content, path)
 
 
-def is_ours(content: Any) -> bool:
-    """Whether what is in a file was written by optnet, of any version."""
-    return isinstance(content, dict) and type(content.get("format")) is int
-
-
 def parse(content: dict[str, Any], path: str | Path) -> Checkpoint:
     """What is in a file of ours, as a checkpoint.
 
@@ -201,39 +189,6 @@ def parse(content: dict[str, Any], path: str | Path) -> Checkpoint:
     return Checkpoint(**entries)
 
 
-def read(path: str | Path) -> Any:
-    """The content of a file of weights (.safetensors, or torch's), on the CPU, whoever wrote it.
-
-    Torch writes a checksum (CRC-32) for each tensor and for the rest, but does not compare it when it loads them.
-
-    Raises:
-        Damaged: it is missing, truncated, changed since it was written, or would need unpickling.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise Damaged(f"there is no checkpoint {path}; a run keeps its own in RUN_FOLDER/checkpoints/best.pt")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        # timm's own checkpoints hold their command line as a Namespace: attributes alone, nothing that runs
-        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
-            warnings.simplefilter("ignore")  # torch wonders about foreign pickles before it refuses them
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        if is_ours(content):
-            _compare_checksums(path)
-        return content
-    except CheckpointError:
-        raise
-    except Exception as error:  # foreign bytes make the unpickler stumble in any way
-        raise Damaged(f"{path} is truncated or not a checkpoint ({reason(error, 120)})") from None
-
-
-def _compare_checksums(path: Path) -> None:
-    with zipfile.ZipFile(path) as archive:
-        if (damaged := archive.testzip()) is not None:
-            raise Damaged(f"{path} was changed since it was written: the checksum of {damaged} differs")
-
-
 def check_classes(content: Checkpoint, classes: Sequence[str], where: str) -> None:
     """Checks that the data has the classes that a checkpoint was trained on, with the same names in the same order.
 
@@ -246,18 +201,6 @@ def check_classes(content: Checkpoint, classes: Sequence[str], where: str) -> No
     for index, (one, other) in enumerate(zip(trained, given, strict=True)):
         if one != other:
             raise ConfigError(f"{where} has other classes than the data: class {index} is {one}, not {other}")
-
-
-def put(model: nn.Module, path: str | Path) -> None:
-    """Loads the weights of a file that timm can read. Averaged weights come before plain ones.
-
-    Raises:
-        CheckpointError: they do not fit the model.
-    """
-    try:
-        load_checkpoint(model, str(path))
-    except Exception as error:
-        raise CheckpointError(f"the weights of {path} do not fit the model: {_joined(error)}") from None
 
 
 def describe(model: nn.Module, name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -305,10 +248,5 @@ def build(described: Mapping[str, Any], state_dict: Mapping[str, Any]) -> nn.Mod
     except CheckpointError:
         raise
     except Exception as error:  # a foreign file may ask for anything
-        raise CheckpointError(f"the checkpoint's weights do not fit its model: {_joined(error)}") from None
+        raise CheckpointError(f"the checkpoint's weights do not fit its model: {joined(error)}") from None
     return model
-
-
-def _joined(error: Exception) -> str:
-    """All lines of an error in one: torch names the weights that do not fit in those behind the first."""
-    return reason(ValueError(" ".join(str(error).split()) or type(error).__name__), 200)
