@@ -21,6 +21,7 @@ from torch.func import functional_call
 from torch.utils.tensorboard import SummaryWriter
 
 import optnet
+from optnet import Iterate, Operator
 from optnet.app.config import Model, Train
 from optnet.data import load
 from optnet.errors import printable
@@ -156,6 +157,20 @@ def test_the_heat_map_is_the_coefficient_table(name):
         ):
             assert sorted(matrix[np.isfinite(matrix)]) == pytest.approx(sorted(values))
         assert learned.shape[0] == len({entry.step for entry in entries})
+
+
+def test_the_columns_of_a_heat_map_are_layers_then_other_operators_then_iterates():
+    def method(T: Operator, P: Operator, x: Iterate, steps: int):
+        for _ in range(steps):
+            x = 0.5 * P(T(x)) + 0.3 * T(x) + 0.2 * x
+        return x
+
+    identity = nn.Identity()
+    model = nn.Sequential(optnet.unroll(method, steps=3, operators={"T": identity, "P": identity}))
+    axes = figures.heat_maps(model)["0"].axes[0]
+    columns = [label.get_text() for label in axes.get_xticklabels()]
+    assert [column[0] for column in columns] == ["T"] * 3 + ["P"] * 3 + ["x"] * 3
+    assert [line.get_xdata()[0] for line in axes.get_lines()] == [2.5, 5.5]
 
 
 def test_predictions_are_drawn():

@@ -1,6 +1,8 @@
 """ADMM on two copies of one smooth function, its Jacobi form, and the general method. No torch, no layers."""
 
 from collections.abc import Callable
+from functools import reduce
+from operator import add
 from typing import Any
 
 from optnet.language.declaration import NetworkDefaults, algorithm
@@ -43,19 +45,30 @@ def merge_and_run(
     steps: int,
     *,
     step: float = 0.5,
+    earlier: float = 0.0,
+    history: int | None = None,
     merged: bool = False,
     P: Operator = identity,
 ) -> Iterate | tuple[Iterate, Iterate]:
-    """x_{k+1} = P((x_k + y_k) / 2 + step (T(x_k) - x_k)),  y_{k+1} = P((x_k + y_k) / 2 + step (T(y_k) - y_k))
+    """x_{k+1} = P(m_k + step (T(x_k) - x_k)),  y_{k+1} = P(m_k + step (T(y_k) - y_k))
+    m_k = (x_k + y_k) / 2 + earlier sum_{t<k} (x_t + y_t)
 
-    step = 1/2 is the Jacobi form of ADMM without a dual: x_{k+1} = (T(x_k) + y_k) / 2. With merged=True the last
-    iteration returns a single iterate, P((x + y) / 2 + step (T(x) - x) + step (T(y) - y)). If all calls share one T and
-    x_0 = y_0, both streams stay equal. As a network with T = id + F: step = 1 is DMRNet (weights 1, 1/2, 1/2).
+    step = 1/2 is the Jacobi form of ADMM without a dual: x_{k+1} = (T(x_k) + y_k) / 2. m_k is the sum over
+    t = 1, ..., k of (20), which both streams share. Its weights are learned in a network, from 0 on for t < k. It has
+    the newest ``history`` iterates of each stream; None: all. With merged=True the last iteration returns a single
+    iterate, P(m_k + step (T(x_k) - x_k) + step (T(y_k) - y_k)). If all calls share one T and x_0 = y_0, both streams
+    stay equal. As a network with T = id + F: ADMM-Net. step = 1 and history = 1 is DMRNet (weights 1, 1/2, 1/2).
     """
+    if history is not None and history < 1:
+        raise ValueError(f"history={history} must be at least 1, or None for all iterates")
+    past: list[Iterate] = []
     for k in range(steps):
+        m = reduce(add, (earlier * v for v in past), (x + y) / 2)
+        past = [x, y, *past] if history is None else [x, y, *past][: 2 * (history - 1)]
+        to_x, to_y = step * (T(x) - x), step * (T(y) - y)
         if merged and k == steps - 1:
-            return P((x + y) / 2 + step * (T(x) - x) + step * (T(y) - y))
-        x, y = P((x + y) / 2 + step * (T(x) - x)), P((x + y) / 2 + step * (T(y) - y))
+            return P(m + to_x + to_y)
+        x, y = P(m + to_x), P(m + to_y)
     return x, y
 
 

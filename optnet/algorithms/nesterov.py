@@ -68,7 +68,7 @@ def dense_weights(steps: int) -> list[list[float]]:
     reference="Li, Yang, Chen, Lin 2018, AGD in dense form, eq. (2) and (18)",
     aliases=("agd_dense",),
     ancestor={"alpha": 1.0, "beta": 0.0},
-    network=NetworkDefaults(layer="dense", reading="map", constants={"all_iterates": True, "skips": False}),
+    network=NetworkDefaults(layer="dense", reading="map", constants={"all_iterates": True}),
 )
 def nesterov_dense(
     T: Operator,

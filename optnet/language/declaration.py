@@ -167,7 +167,7 @@ class Algorithm:
             name = python_name(given)
             if name not in self.constants:
                 known = ", ".join(f"{key}={default}" for key, default in self.constants.items()) or "none"
-                near = did_you_mean(name, self.constants)
+                near = did_you_mean(name, [*self.constants])
                 raise AlgorithmError(
                     f"{self.name} has no constant '{name}'{near or ';'} {'It' if near else 'it'} has: {known}"
                 )

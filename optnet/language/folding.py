@@ -14,18 +14,21 @@ def fold(program: Program) -> Program:
     return _Folding(program).program()
 
 
-def without(program: Program, start: str) -> Program:
+def without(program: Program, start: str, *, at_any_weight: bool = False) -> Program:
     """The program without ``start`` in its sums, for a starting point whose shape differs from its successors'.
 
+    Args:
+        at_any_weight: whether it is left out even if its weight is not 0, as in a program that is only compared with.
+
     Raises:
-        ProgramError: a sum needs it with a non-zero weight.
+        ProgramError: a sum needs it with a non-zero weight, or has no other term.
     """
     instructions: list[Instruction] = []
     for one in program.instructions:
         if isinstance(one, Combine) and start in one.terms:
             kept = {t: w for t, w in zip(one.terms, one.weights, strict=True) if t != start}
             weight = one.weights[one.terms.index(start)]
-            if weight or not kept:
+            if (weight and not at_any_weight) or not kept:
                 raise ProgramError(
                     f"{program.name}: {one.value} adds {weight:g} {start}, which has another shape; "
                     f"give it a projection (shortcut) or a weight of 0"

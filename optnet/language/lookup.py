@@ -37,7 +37,7 @@ def find_algorithm(spec: str | Callable[..., Any]) -> Algorithm:
         path, _, function = spec.rpartition(".")
         module = _load_module(path)
     else:
-        near = did_you_mean(spec, registered()) or f"; it is one of {', '.join(list_algorithms())}"
+        near = did_you_mean(spec, [*registered()]) or f"; it is one of {', '.join(list_algorithms())}"
         raise AlgorithmError(f"unknown algorithm '{spec}'{near} Your own are given as my_file.py:my_method")
     if not hasattr(module, function):
         known = [name for name, value in vars(module).items() if callable(value)]

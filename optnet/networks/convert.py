@@ -212,11 +212,12 @@ def to_timm(network: Network) -> nn.Module:
 def _ancestral(network: Network, stage: str, step: str, term: str) -> float:
     """The weight of a term at the ancestor: 1 on operators and, in residual rows, the newest iterate."""
     program: Any = network.get_submodule(stage).program
+    if not FAMILIES[network.layer].same_start:  # a call that something else reads too is an iterate
+        is_iterate = len(program.readers()[term]) > 1 or term in program.results
+        return float(not is_iterate and any(call.value == term for call in program.applies))
     layers = {call.value for call in program.calls(program.main)}
     if term in layers:
         return 1.0
-    if not FAMILIES[network.layer].same_start:
-        return 0.0
     row = next(row for row in program.combines if row.value == step)
     return float(term == [other for other in row.terms if other not in layers][-1])
 

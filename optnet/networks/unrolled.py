@@ -243,7 +243,7 @@ def unroll(
         if start not in program.starts:
             raise OperatorError(f"{program.name} has no starting point '{start}'; it has: {', '.join(program.starts)}")
         if shortcut is None:
-            program = without(program, start)
+            program, textbook = without(program, start), without(textbook, start, at_any_weight=True)
     width = (channels if per_channel else 0) if coefficients == "learnable" else None
     emitter = Emitter(program, operators, projections, width, packed, device, dtype)
     by_starts = {1: _UnrolledFromOne, 2: _UnrolledFromTwo}

@@ -59,6 +59,12 @@ def _dense(iterations: int, layer: str = "dense", stem_width: int = 16) -> Prese
     return _net("nesterov_dense", [iterations] * 3, [12] * 3, layer=layer, stem_width=stem_width)
 
 
+def _dmr(preset: Preset) -> Preset:
+    """Without the iterates before the newest ones, and with the ancestor's weights."""
+    options = {"constants": {"history": 1}, "coefficients": "fixed"}
+    return replace(preset, options={**preset.options, **options})
+
+
 MODELS: dict[str, Preset] = {
     # 8 to 32 pixels, for a first look
     "gdnet_small": _net("gradient_descent", [4] * 3),
@@ -79,6 +85,8 @@ MODELS: dict[str, Preset] = {
     "agdnet100_bc_cifar": _dense(16, layer="dense_bc", stem_width=24),
     "admmnet20_cifar": _net("merge_and_run", [3] * 3),
     "admmnet56_cifar": _net("merge_and_run", [9] * 3),
+    "dmrnet20_cifar": _dmr(_net("merge_and_run", [3] * 3)),
+    "dmrnet56_cifar": _dmr(_net("merge_and_run", [9] * 3)),
     # 224 pixels
     "gdnet34": _large("gradient_descent", (6, 8, 12, 6)),
     "hbnet18": _large("heavy_ball", _18, published="resnet18.a1_in1k"),
@@ -89,6 +97,8 @@ MODELS: dict[str, Preset] = {
     ),
     "admmnet34": _large("merge_and_run", _34_50),
     "admmnet50": _large("merge_and_run", _34_50, layer="bottleneck"),
+    "dmrnet34": _dmr(_large("merge_and_run", _34_50)),
+    "dmrnet50": _dmr(_large("merge_and_run", _34_50, layer="bottleneck")),
 }
 
 

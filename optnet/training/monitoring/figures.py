@@ -18,8 +18,8 @@ from optnet.networks.unrolled import Coefficient, Unrolled, coefficients
 def heat_maps(model: nn.Module) -> dict[str, Figure]:
     """For each unrolled stage the matrix h[k, j] of its coefficients: learned, and beside it the algorithm's own.
 
-    A row is a sum of the program; the columns are the layers' values T(x_j), then the iterates x_j. Grey is a term that
-    the sum does not have.
+    A row is a sum of the program. The columns are the main operator's values T(x_j), then those of each other operator,
+    then the iterates x_j, with a line between them. Grey is a term that the sum does not have.
     """
     table: dict[str, list[Coefficient]] = {}
     for entry in coefficients(model):
@@ -34,7 +34,10 @@ def _heat_map(stage: str, entries: list[Coefficient], program: Program) -> Figur
     calls = {step.value: f"{step.operator}({step.argument})" for step in program.applies}
     rows = list(dict.fromkeys(entry.step for entry in entries))
     terms = list(dict.fromkeys(calls.get(entry.term, entry.term) for entry in entries))
-    columns = [term for term in terms if "(" in term] + [term for term in terms if "(" not in term]
+    groups = [program.main, *(operator for operator in program.operators if operator != program.main), ""]
+    group_of = {calls[step.value]: groups.index(step.operator) for step in program.applies}
+    columns = sorted(terms, key=lambda term: group_of.get(term, len(groups) - 1))  # a stable sort
+    kinds = [group_of.get(term, len(groups) - 1) for term in columns]
     learned = np.full((len(rows), len(columns)), np.nan)
     textbook = learned.copy()
     for entry in entries:
@@ -52,6 +55,9 @@ def _heat_map(stage: str, entries: list[Coefficient], program: Program) -> Figur
         axes.set_title(drawable(f"{stage}, {title}"), fontsize=9)
         axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=7)
         axes.set_yticks(range(len(rows)), rows, fontsize=7)
+        for i in range(1, len(columns)):
+            if kinds[i] != kinds[i - 1]:
+                axes.axvline(i - 0.5, color="black", linewidth=0.8)
         if matrix.size <= 60:
             for (i, j), value in np.ndenumerate(matrix):
                 if np.isfinite(value):
