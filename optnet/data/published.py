@@ -48,6 +48,7 @@ class Published:
 
     def _part(self, place: Path, split: str, verify: bool, download: bool) -> Any:
         kind = self.kind if verify else _unverified(self.kind)
+        self._check_files(place)
         which = {"split": split} if kind.__name__ == "SVHN" else {"train": split == "train"}
         try:
             return kind(str(place), download=download, **which)
@@ -56,6 +57,15 @@ class Published:
             if verify and kind is not _unverified(kind):
                 advice += "; data.verify=false accepts other checksums"
             raise DataError(f"{kind.__name__} cannot be read from {place} ({reason(error)}); {advice}") from None
+
+    def _check_files(self, place: Path) -> None:
+        """Raises:
+        DataError: one of the files that may be read is a pipe or a device, on which a reader waits.
+        """
+        inner = (place / self.kind.__name__ / "raw", place / getattr(self.kind, "base_folder", ""), place)
+        for file in (file for folder in inner if folder.is_dir() for file in folder.iterdir()):
+            if file.exists() and not (file.is_file() or file.is_dir()):
+                raise DataError(f"{self.kind.__name__} cannot be read from {place}: {file} is not a regular file")
 
     def _examples(self, part: Any) -> Examples:
         images = torch.as_tensor(part.data)
