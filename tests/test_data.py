@@ -180,6 +180,34 @@ def test_published_files_that_are_pipes_or_devices_are_refused_at_once(tmp_path,
             load(name, str(tmp_path / str(number)), verify=verify)
 
 
+class Runs:
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return open, (str(self.file), "w")
+
+
+@pytest.mark.parametrize("name, folder, files", [
+    ("cifar10", "cifar-10-batches-py", ["data_batch_1", "test_batch", "batches.meta"]),
+    ("cifar100", "cifar-100-python", ["train", "test", "meta"]),
+])  # fmt: skip
+def test_nothing_that_is_pickled_in_a_published_file_is_run(tmp_path, name, folder, files):
+    labels = np.arange(100 if name == "cifar100" else 10, dtype=np.uint8)
+    images = np.zeros((len(labels), 3, 32, 32), dtype=np.uint8)
+    {"cifar10": write_cifar10, "cifar100": write_cifar100}[name](tmp_path, images, labels)
+    for file in files:
+        good = (tmp_path / folder / file).read_bytes()
+        (tmp_path / folder / file).write_bytes(pickle.dumps({"data": Runs(tmp_path / "ran"), "labels": []}))
+        with pytest.raises(DataError, match=r"it has a (_?io|builtins)\.open"):
+            load(name, str(tmp_path), verify=False)
+        with pytest.raises(DataError, match=r"data\.verify=false"):
+            load(name, str(tmp_path))
+        assert not (tmp_path / "ran").exists()
+        (tmp_path / folder / file).write_bytes(good)
+    assert len(load(name, str(tmp_path), verify=False).test) == len(labels)
+
+
 @pytest.mark.parametrize(
     "name", ["mnist", "fashion_mnist", "usps", "svhn", "cifar10", "cifar100", "imagenet", "folder"]
 )
