@@ -235,6 +235,35 @@ def test_a_damaged_image_is_named_whoever_reads_it(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 1])
+def test_one_process_can_read_nothing_and_the_other_can(tmp_path, workers):
+    """Of the images for scoring one process reads all, the other none; in training it changes from epoch to epoch."""
+
+    def spoil(part, names):
+        for name in names:
+            (tmp_path / "images" / part / name).write_bytes(b"not an image")
+
+    for part in ("train", "val", "test"):
+        class_folder(tmp_path / "images" / part, count=4)
+    data = load("folder", str(tmp_path / "images"))
+    spoil("train", data.train.names[2:])
+    spoil("val", data.validation.names[1::2])
+    spoil("test", data.test.names[1::2])
+    settings = [f"data.root={tmp_path / 'images'}", "data.size=16", "data.unreadable=skip", f"data.workers={workers}"]
+    out, _ = finished(start(tmp_path, *torchrun(), *SMALL, "data=folder", *settings, "batch_size=8", "epochs=6"))
+    run = only_run(tmp_path)
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["count"] == 4 and summary["processes"] == 2 and len(metrics(run)) == 6
+    assert out.count("left out: ") == 14
+    command = (*torchrun()[:-1], ROOT / "evaluate.py", f"checkpoint={run}/checkpoints/best.pt", "device=cpu")
+    finished(start(tmp_path, *command))
+    assert json.loads((run / "evaluation.json").read_text())[0]["count"] == 4
+    spoil("test", data.test.names)
+    _, err = finished(start(tmp_path, *command), status=1)
+    assert err.count("error: ") == 1 and "none of the other images can be read" in err and "exitcode  : 2" in err
+
+
+@pytest.mark.slow
 def test_a_sweep_through_submitit(tmp_path):
     """The launcher for clusters with its local executor: two jobs, each of which starts two processes."""
     finished(start(tmp_path, ROOT / "train.py", "-m", "cluster=local", *SMALL, "distributed.processes=2", "seed=0,1"))

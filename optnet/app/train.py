@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from omegaconf import OmegaConf
+from torch import nn
 
 from optnet.app import models, resuming
 from optnet.app.compose import run
@@ -116,12 +117,14 @@ def prepare(config: Train, overrides: Sequence[str] = (), loaded: DataSets | Non
         data = going_on.with_record(data).prepared(Preprocessing(**resumed.preprocessing))
         model, described = checkpoint.rebuild(resumed), resumed.model
         going_on.check_state(model, data)
+    least = _least_images(config, model, data)
     title = _title(config)
     settings: Any = OmegaConf.to_container(OmegaConf.structured(config))
     job = Job(
         title=title, options=_run_options(config), recipe=config.recipe, model=model.to(device), described=described,
         data=data, loading=loading, device=device, random={}, monitor=config.monitor,
-        place=Path(config.runs) / (config.name or f"{title}-{data.name}"), batch_norm=config.distributed.batch_norm,
+        place=Path(config.runs) / (config.name or f"{title}-{data.name}"), least=least,
+        batch_norm=config.distributed.batch_norm,
         settings=settings, record=OmegaConf.to_yaml(OmegaConf.create(settings)), folder=folder, resumed=resumed,
         note="" if resumed is None else going_on.note,
     )  # fmt: skip
@@ -129,6 +132,20 @@ def prepare(config: Train, overrides: Sequence[str] = (), loaded: DataSets | Non
         _initialise(config, job)
     model.cpu()  # until it is trained: a sweep may have many
     return replace(job, random=random_state(device))
+
+
+def _least_images(config: Train, model: nn.Module, data: DataSet) -> int:
+    """Raises:
+    ConfigError: the batches are too small for the model.
+    """
+    least = trainers.least_images(model, data.shape)
+    if config.batch_size < least:
+        size = "x".join(map(str, data.shape))
+        raise ConfigError(
+            f"batch_size={config.batch_size} is too small for model={config.model.name} on images of {size}, whose "
+            f"batch norm would have one value per channel; give batch_size={least} or more, or model.norm=group"
+        )
+    return least
 
 
 def _data(options: DataOptions, seed: int, loaded: DataSets) -> DataSet:

@@ -91,10 +91,12 @@ class DataSet:
         workers: int = 0,
         seed: int = 0,
         skip: bool = False,
+        least: int = 1,
     ) -> Loader:
         """The loader of one split. It shuffles and augments if ``training``.
 
-        For images in files, ``skip`` leaves out those that cannot be read.
+        For images in files, ``skip`` leaves out those that cannot be read; in training ``least`` images of a batch are
+        left at least.
 
         Raises:
             DataError: the split is empty, or ``augment`` works only for images in files.
@@ -116,7 +118,7 @@ class DataSet:
             )  # fmt: skip
         return FileLoader(
             examples.images, self._transform(augment), batch_size, device=device, shuffle=training, workers=workers,
-            seed=seed, skip=skip,
+            seed=seed, skip=skip, least=least,
         )  # fmt: skip
 
     def _transform(self, augment: str) -> Callable[[Any], Tensor]:

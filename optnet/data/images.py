@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from optnet.errors import DataError, printable, reason
 
@@ -34,6 +34,8 @@ def read_image(path: str) -> Image.Image:
             # not by its name: then Pillow maps some TIFFs into memory, and turns those wrongly
             with open(path, "rb") as file, Image.open(file, formats=formats()) as opened:
                 return as_rgb(opened)
+    except UnidentifiedImageError:
+        raise DataError(f"{printable(str(path))} cannot be read as an image (its format is unknown)") from None
     except Exception as error:  # Pillow raises what its decoders raise
         raise DataError(f"{printable(str(path))} cannot be read as an image ({reason(error)})") from None
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import copy
 import signal
 import sys
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -155,6 +157,13 @@ class TensorLoader(Loader):
             yield (images - self.mean) / self.std, self.labels[index]
 
 
+def unreadable(messages: Sequence[str], count: int = 0, least: int = 1) -> str:
+    """What to say where so few images could be read; ``messages`` say what was wrong with the rest."""
+    if not count:
+        return f"{messages[0]}; none of the other images can be read either: check the files"
+    return f"{messages[0]}; {count} can be read, and training takes {least} at least: check the files"
+
+
 class _Seeded(Dataset[Any]):
     """Images whose random transform depends only on (seed, epoch, index). An unreadable one yields a ``DataError``."""
 
@@ -165,7 +174,7 @@ class _Seeded(Dataset[Any]):
         try:
             image, label = self.dataset[index]
         except DataError as error:
-            return error
+            return DataError(str(error))  # without its traceback, whose frames would keep the loader's processes alive
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed_of(self.seed, self.epoch, index))  # does not touch accelerators
             return self.transform(image), label
@@ -190,16 +199,31 @@ def _deaf() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+_AT_WORK: weakref.WeakSet[Any] = weakref.WeakSet()
+"""The loaders of torch whose processes may still read images."""
+
+
+@atexit.register
+def _send_home() -> None:
+    """When Python exits it asks its processes to end by SIGTERM, which these never get, and waits for them."""
+    for loaded in list(_AT_WORK):
+        loaded.__del__()  # as when nobody refers to it any more: it tells its processes
+
+
 class FileLoader(Loader):
     """A loader of files, which worker processes read and transform in advance.
 
     Args:
         dataset: its items are (image, label); an item raises ``DataError`` if its image cannot be read.
         skip: leave such images out and note the error messages in ``unreadable``. A batch that becomes empty is left
-            out too; in training the next batch that is not empty takes its place.
+            out too, but not in training, where an epoch keeps its number of steps; see ``least``.
+        least: the images of a batch in training, at least. Where fewer are left, the readable images of the other
+            processes' shares are added, or else those of the batches that follow. So the processes need not agree:
+            each has a batch in every step, unless all images together are too few for any of them.
 
     Raises:
-        DataError: from ``batches``: an image cannot be read, or with ``skip`` no image can be read.
+        DataError: from ``batches``: an image cannot be read; or with ``skip`` fewer than ``least``, or in scoring by
+            one process none.
     """
 
     def __init__(
@@ -213,12 +237,15 @@ class FileLoader(Loader):
         workers: int = 0,
         seed: int = 0,
         skip: bool = False,
+        least: int = 1,
     ) -> None:
         super().__init__(len(dataset), batch_size, device, shuffle, seed)  # type: ignore[arg-type]
-        self.dataset, self.transform, self.workers, self.skip = dataset, transform, workers, skip
+        self.dataset, self.transform, self.workers, self.skip, self.least = dataset, transform, workers, skip, least
+        self.known: set[int] = set()  # the numbers of images that could not be read when a batch was filled up
 
     def batches(self, epoch: int = 0, start: int = 0) -> Generator[Batch]:
-        shares = [batch[self.share].tolist() for batch in self.order(epoch).split(self.batch_size)[: len(self)]]
+        whole = [batch.tolist() for batch in self.order(epoch).split(self.batch_size)]
+        shares = [batch[self.share] for batch in whole[: len(self)]]
         samples = _Seeded(self.dataset, self.transform, self.seed, epoch)
         loader = DataLoader(
             samples, num_workers=self.workers, batch_sampler=[share for share in shares[start:] if share],
@@ -227,23 +254,43 @@ class FileLoader(Loader):
         )  # fmt: skip
         with _deaf():
             loaded = iter(loader)
+        if self.workers:
+            _AT_WORK.add(loaded)
         read = False
         wrong: list[str] = []
         for number, (batch, wrong) in enumerate(self._received(loaded), start):
             self.unreadable.update(wrong)
             if wrong and not self.skip:
                 raise DataError(wrong[0])
-            if batch is None and self.shuffle:  # an epoch keeps its number of steps
-                others = (_collate([samples[i] for i in share])[0] for share in shares[number:] + shares[:number])
-                batch = next(filter(None, others), None)
-                if batch is None:
-                    break
+            if wrong and self.shuffle:
+                batch = self._filled_up(batch, samples, set(shares[number]), whole[number:] + whole[:number])
             if batch is not None:
                 read = True
                 images, labels = batch
                 yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
-        if wrong and not read:
-            raise DataError(f"{wrong[0]}; none of the other images can be read either: check the files")
+        if wrong and not read and self.world == 1:
+            raise DataError(unreadable(wrong))
+
+    def _filled_up(self, batch: Batch | None, samples: _Seeded, own: set[int], others: list[list[int]]) -> Batch:
+        """A batch of ``least`` images or more: ``batch``, which has what can be read of ``own``, and whole ``others``.
+
+        Raises:
+            DataError: there are fewer that can be read.
+        """
+        parts = [] if batch is None else [batch]
+        for indices in others:
+            if (count := sum(len(labels) for _, labels in parts)) >= self.least:
+                break
+            found = [(i, samples[i]) for i in indices if i not in own and i not in self.known]
+            self.known.update(i for i, sample in found if isinstance(sample, DataError))
+            added, wrong = _collate([sample for _, sample in found])
+            self.unreadable.update(wrong)
+            parts += [] if added is None else [added]
+        else:
+            count = sum(len(labels) for _, labels in parts)
+        if count < self.least:
+            raise DataError(unreadable(sorted(self.unreadable), count, self.least))
+        return torch.cat([images for images, _ in parts]), torch.cat([labels for _, labels in parts])
 
     def _received(self, loaded: Iterator[Any]) -> Iterator[Any]:
         """What the worker processes send.

@@ -48,6 +48,7 @@ class Job:
         title: what the records call the model.
         model: on the CPU; ``described`` is what a checkpoint says of it.
         loading: how the images of ``data`` are augmented and read.
+        least: the images that a process needs in a training batch; see ``trainers.least_images``.
         batch_norm: one of ``distributed.BATCH_NORMS``.
         place: the folder, inside the folder of all runs, that the run's own folder is made in.
         settings: the whole request as plain containers; ``record`` is the same as the text of config.yaml.
@@ -68,6 +69,7 @@ class Job:
     random: dict[str, Tensor]
     place: Path
     monitor: MonitorOptions = field(default_factory=MonitorOptions)
+    least: int = 1
     batch_norm: str = "reduce"
     settings: dict[str, Any] = field(default_factory=dict)
     record: str = ""
@@ -80,6 +82,6 @@ class Job:
         """This process's share of each batch."""
         whole = self.data.loader(
             split, batch_size, device=self.device, training=training, augment=self.loading.augment,
-            workers=self.loading.workers, seed=self.options.seed, skip=self.loading.skip,
+            workers=self.loading.workers, seed=self.options.seed, skip=self.loading.skip, least=self.least,
         )  # fmt: skip
         return whole.shared(distributed.rank(), distributed.size())

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from optnet.data import Loader
+from optnet.data.loading import unreadable
+from optnet.errors import DataError
 from optnet.networks.modes import mode
 from optnet.training import distributed
 
@@ -47,7 +49,8 @@ def evaluate(model: nn.Module, loader: Loader, classes: int) -> Score:
     """Scores a model on every image of a loader, in evaluation mode; several processes score the whole together.
 
     Raises:
-        DataError: an image cannot be read. RequestError: another process cannot read one of its share.
+        DataError: an image cannot be read, or none where they are skipped. RequestError: another process cannot read
+            one of its share.
     """
     loss = torch.zeros((), dtype=torch.float64)
     confusion, top5 = torch.zeros(classes * classes, dtype=torch.long), torch.zeros((), dtype=torch.long)
@@ -68,6 +71,8 @@ def evaluate(model: nn.Module, loader: Loader, classes: int) -> Score:
     distributed.all_reduce_sum(loss, confusion, top5, bins)
     matrix = confusion.view(classes, classes)
     count, correct = int(matrix.sum()), int(matrix.trace())
+    if not count:
+        raise DataError(unreadable(sorted(distributed.all_gather_union(loader.unreadable))))
     gap = float((bins[:, 0] - bins[:, 1]).abs().sum())
     return Score(
         100 * correct / count, 100 * int(top5) / count, float(loss) / count, count, correct, matrix, gap / count

@@ -108,6 +108,19 @@ def observers(recipe: Recipe, course: Course) -> list[Observer]:
     return TRAINERS[recipe.options.name].observers(recipe, course)
 
 
+def least_images(model: nn.Module, shape: tuple[int, int, int]) -> int:
+    """How many images of this shape a training batch must have: 2 where one is refused, else 1.
+
+    Torch refuses one where a batch norm has one value per channel, as at a height and width of 1.
+    """
+    with keeping_random_state(torch.device("cpu")), torch.no_grad():
+        try:
+            copy.deepcopy(model).train()(torch.zeros(1, *shape))
+        except Exception:  # timm's and anybody's models may have other reasons
+            return 2
+    return 1
+
+
 def try_step(recipe: Recipe, model: nn.Module, shape: tuple[int, int, int]) -> None:
     """Trains a copy on two blank images, so that what cannot be trained is refused before a run begins.
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from optnet.data import DataSet
-from optnet.errors import RequestError, reason
+from optnet.errors import DataError, RequestError, reason
 from optnet.networks.modes import mode
 from optnet.networks.unrolled import coefficient_names
 from optnet.options import choice, number, option
@@ -90,7 +90,13 @@ class Monitor(Observer):
     def _some(self, split: str) -> tuple[Tensor, Tensor]:
         """A few images drawn from a whole split, the same ones in every run, unaugmented."""
         few = replace(self.data, **{split: getattr(self.data, split).limited(self.options.images)})
-        return next(few.loader(split, self.options.images, device=self.device, skip=self.skip).batches())
+        try:
+            return next(few.loader(split, self.options.images, device=self.device, skip=self.skip).batches())
+        except DataError:
+            if not self.skip:
+                raise
+        whole = self.data.loader(split, self.options.images, device=self.device, skip=True)
+        return next(whole.batches())  # none of the few can be read, but some of the others
 
     def on_start(self, progress: Progress, trainer: Trainer) -> None:
         if progress.updates:
@@ -138,7 +144,7 @@ class Monitor(Observer):
         try:
             loss, point = conditioning.training_loss(_trained(trainer), *self.probe)
             found = conditioning.measure(loss, point, self.options.lanczos)
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
             self.conditions = False
             self.events.add_text("conditioning", f"cannot be measured here: {reason(error)}")
             return {}
