@@ -1,5 +1,7 @@
 """optnet turns an optimization algorithm into a neural network."""
 
+from typing import TYPE_CHECKING, Any
+
 from optnet.app import program as program  # first: a signal to one of our programs is one line, now too
 
 # isort: split
@@ -38,6 +40,9 @@ from optnet.networks.unrolled import Coefficient, Unrolled, coefficients, unroll
 from optnet.networks.zoo import create_model, freeze_all_but_coefficients, list_models
 from optnet.version import __version__
 
+if TYPE_CHECKING:
+    from optnet.training.trained import load
+
 __all__ = [
     "MLP",
     "Algorithm",
@@ -74,7 +79,18 @@ __all__ = [
     "identity",
     "list_algorithms",
     "list_models",
+    "load",
     "objectives",
     "trace",
     "unroll",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """``optnet.load`` on its first use: ``import optnet`` alone imports nothing of data sets and training."""
+    if name == "load":
+        from optnet.training.trained import load
+
+        globals()["load"] = load
+        return load
+    raise AttributeError(f"module 'optnet' has no attribute '{name}'")

@@ -138,8 +138,7 @@ def test_it_is_evaluated_as_it_was_trained(trained, data, tmp_path):
     asked = Evaluate(checkpoint=str(folder / "checkpoints" / "best.pt"), device="cpu")
     asked.data = data and DataOptions(name=data, root=str(root))
     (subject,) = assess.prepare(asked).subjects
-    file, _ = subject.data.test.images.dataset.samples[subject.data.test.images.indices[0]]
-    with Image.open(file) as opened:
+    with Image.open(root / subject.data.test.names[0]) as opened:
         wanted = TRAINED.transform()(opened)
     assert torch.equal(first_batch(subject, asked)[0], wanted)
     assert bool(subject.said) == (data == "folder")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torchvision import transforms
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
+from optnet.data.images import as_rgb
 from optnet.errors import DataError
 from optnet.options import check, choice, number
 
@@ -148,12 +149,19 @@ class Preprocessing:
 
 
 class InMode:
-    """A picture in a mode of Pillow, with its orientation applied."""
+    """A picture, upright, in a mode of Pillow; see ``images.as_rgb``. Raises: DataError: its mode has no rule."""
 
     def __init__(self, mode: str) -> None:
         self.mode = mode
 
     def __call__(self, picture: Image.Image) -> Image.Image:
+        if not isinstance(picture, Image.Image):
+            raise DataError(f"a picture must be an image of Pillow, not {type(picture).__name__}")
+        if picture.mode != "RGB" or picture.format is not None or picture.info:  # not what ``read_image`` returns
+            try:
+                picture = as_rgb(picture)
+            except ValueError as error:
+                raise DataError(f"the picture cannot be used: {error}") from None
         return picture if picture.mode == self.mode else picture.convert(self.mode)
 
     def __repr__(self) -> str:

@@ -16,7 +16,7 @@ from torch import nn
 
 from optnet.data import Preprocessing
 from optnet.data.record import DataRecord
-from optnet.errors import CheckpointError, ConfigError, RequestError, reason
+from optnet.errors import CheckpointError, ConfigError, RequestError, printable, reason
 from optnet.networks.network import Network
 from optnet.networks.zoo import MODELS
 from optnet.options import number, option
@@ -162,7 +162,10 @@ def load(path: str | Path) -> Checkpoint:
     """
     content = read(path)
     if not is_ours(content):
-        raise CheckpointError(f"{path} is not a checkpoint of optnet (format {FORMAT})")
+        raise CheckpointError(
+            f"{printable(str(path))} is not a checkpoint of optnet (format {FORMAT}); others' weights need the name of "
+            f"their model: evaluate.py model=NAME checkpoint=FILE, or train.py model=NAME init_from=FILE"
+        )
     return parse(content, path)
 
 
@@ -225,6 +228,9 @@ def rebuild(content: Checkpoint) -> nn.Module:
         CheckpointError: it describes no model of ours or timm's, or the weights do not fit the one it describes.
     """
     model = build(content.model, content.state_dict)
+    outputs = getattr(model, "num_classes", len(content.classes))
+    if outputs != len(content.classes):
+        raise CheckpointError(f"the checkpoint names {len(content.classes)} classes, but its model has {outputs}")
     Preprocessing(**content.preprocessing).describe(model, content.classes)
     return model
 

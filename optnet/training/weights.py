@@ -12,6 +12,7 @@ import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
+from os import PathLike
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -53,7 +54,7 @@ class Damaged(CheckpointError):
     """A checkpoint is missing, or its file is not as it was written."""
 
 
-def best_of(path: str | Path) -> Path:
+def best_of(path: str | PathLike[str]) -> Path:
     """The file itself; of a run's folder its best checkpoint."""
     path = Path(path)
     return path / "checkpoints" / "best.pt" if path.is_dir() else path
