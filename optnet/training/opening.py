@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from optnet.errors import CheckpointError, ConfigError, RequestError, reason
 from optnet.training import checkpoint
 from optnet.training.checkpoint import Checkpoint
-from optnet.training.folder import Lock, new_folder
+from optnet.training.folder import Lock, is_own, new_folder, write_json, write_whole
 from optnet.training.logbook import Logbook, Record
 
 
@@ -74,3 +76,15 @@ def go_on(folder: Path, saved: Checkpoint, say: Callable[[str], None]) -> Opened
         if isinstance(error, RequestError):
             raise
         raise ConfigError(f"{folder} cannot be written ({reason(error)}); make room, or copy it elsewhere") from None
+
+
+def record(folder: Path, origin: Mapping[str, Any], sources: Mapping[str, str]) -> None:
+    """Adds a start of the run to record.json, and keeps the sources of its algorithm beside its checkpoints."""
+    file = folder / "record.json"
+    try:
+        earlier = json.loads(file.read_text()) if is_own(file) else []
+    except (OSError, ValueError, RecursionError):
+        earlier = []
+    write_json(file, [*(earlier if isinstance(earlier, list) else []), origin])
+    for name, text in sources.items():
+        write_whole(folder / "checkpoints" / name, text)
