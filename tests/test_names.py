@@ -283,6 +283,30 @@ def test_a_users_file_imports_what_lies_beside_it_and_its_algorithms_may_be_foun
     assert 0.25 in first.weights().values() and trace(my_decorated.mine_2, steps=1) == first
 
 
+LAZY = """
+from optnet import Iterate, Operator
+
+def lazy(T: Operator, x: Iterate, steps: int):
+    from my_late_helper import BETA
+    return T(x) + BETA * x
+"""
+
+
+@pytest.mark.parametrize("helper", ["my_shared_helper.py", "my_shared_package/__init__.py"])
+def test_files_of_two_folders_import_each_its_own_neighbour(tmp_path, helper):
+    """The helpers have one name; a helper may also be imported only when the algorithm runs."""
+    module = helper.partition("/")[0].removesuffix(".py")
+    for folder, beta in (("a", 0.25), ("b", 0.75)):
+        (tmp_path / folder / helper).parent.mkdir(parents=True)
+        (tmp_path / folder / helper).write_text(f"BETA = {beta}\n")
+        (tmp_path / folder / "mine.py").write_text(f"from {module} import BETA\n{MINE.replace('0.9', 'BETA')}")
+    for folder, beta in (("a", 0.25), ("b", 0.75), ("a", 0.25)):
+        assert beta in trace(f"{tmp_path}/{folder}/mine.py:mine", steps=1).weights().values()
+    (tmp_path / "a" / "my_late_helper.py").write_text("BETA = 0.125\n")
+    (tmp_path / "a" / "lazy.py").write_text(LAZY)
+    assert 0.125 in trace(f"{tmp_path}/a/lazy.py:lazy", steps=1).weights().values()
+
+
 @pytest.mark.parametrize("ending", ["import sys\nsys.exit(7)", "1 / 0", "assert False", "def"])
 def test_a_users_file_that_fails_is_one_line(tmp_path, ending):
     (tmp_path / "bad.py").write_text(f"{MINE}\n{ending}\n")

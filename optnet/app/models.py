@@ -14,6 +14,7 @@ from torch import nn
 
 from optnet.app.config import Model
 from optnet.errors import AlgorithmError, ConfigError, ModelError, foreign, unknown
+from optnet.networks import zoo
 
 LAYERS = {
     "act_layer": tuple(create_act._ACT_LAYER_DEFAULT),
@@ -51,7 +52,12 @@ def build(
         kwargs.setdefault("img_size", shape[1:])
     constants = {key: value for key, value in algorithm.items() if key != "name" and value is not None}
     if algorithm.get("name"):
-        kwargs = {"layer": None, "reading": None, **kwargs, "algorithm": algorithm["name"]}
+        if config.name not in zoo.MODELS:
+            raise ModelError(
+                f"algorithm={algorithm['name']} does not go with model={config.name}, which has no algorithm; "
+                "it goes with the models that optnet list shows, but not mlp"
+            )
+        kwargs["algorithm"] = algorithm["name"]
     if constants:
         kwargs["constants"] = constants
     file = kwargs.get("checkpoint_path")

@@ -50,6 +50,9 @@ def find_algorithm(spec: str | Callable[..., Any]) -> Algorithm:
 _FILES: dict[Path, tuple[tuple[int, int], ModuleType]] = {}
 """The imported user files: their modification time and size at the import, and the module."""
 
+_NEIGHBOURS: dict[str, Path] = {}
+"""The modules that user files have imported from their own folders."""
+
 
 def _load_file(path: str) -> ModuleType:
     """The module of a user file. The file runs once, and again only if it has changed."""
@@ -65,6 +68,8 @@ def _load_file(path: str) -> ModuleType:
     assert found is not None and found.loader is not None
     module = importlib.util.module_from_spec(found)
     sys.modules[module.__name__] = module  # dataclasses and pickle look there
+    _forget_namesakes(file.parent)
+    before = {*sys.modules, module.__name__}
     sys.path.insert(0, str(file.parent))  # as for a script: the file can import its neighbours
     try:
         found.loader.exec_module(module)
@@ -75,8 +80,29 @@ def _load_file(path: str) -> ModuleType:
         raise AlgorithmError(f"{path} cannot be imported: {type(error).__name__}: {reason(error)}") from error
     finally:
         sys.path.remove(str(file.parent))
+    _remember_neighbours(file.parent, before)
+    if str(file.parent) not in sys.path:  # for the imports inside its functions, behind all others
+        sys.path.append(str(file.parent))
     _FILES[file] = (state, module)
     return module
+
+
+def _forget_namesakes(folder: Path) -> None:
+    """Lets a file import its own neighbours where a file in another folder has imported some of the same names."""
+    here = {neighbour.stem for neighbour in folder.iterdir()}
+    for name, origin in list(_NEIGHBOURS.items()):
+        if origin != folder and name in here:
+            for module in [known for known in sys.modules if known == name or known.startswith(f"{name}.")]:
+                del sys.modules[module]
+            del _NEIGHBOURS[name]
+
+
+def _remember_neighbours(folder: Path, before: set[str]) -> None:
+    """Notes the modules of the folder that have been imported since ``before``."""
+    for name in set(sys.modules) - before:
+        origin = getattr(sys.modules[name], "__file__", None)
+        if origin and "." not in name and folder in Path(origin).resolve().parents[:2]:
+            _NEIGHBOURS[name] = folder
 
 
 def _load_module(path: str) -> ModuleType:

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 
 from optnet.errors import OperatorError
 from optnet.language.program import Apply, Combine, Program, unique
+from optnet.networks.rules import Table
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,10 @@ class Emitter:
         packed: bool,
         device: torch.device | str | None,
         dtype: torch.dtype | None,
+        table: Table | None = None,
     ) -> None:
         self.program = program
+        self.table = table
         self.operators = operators
         self.shortcuts = {start: module for start, module in shortcuts.items() if module is not None}
         self.learnable = channels is not None
@@ -96,7 +99,8 @@ class Emitter:
         }
         self.layers: dict[str, str] = {}  # value of a call -> name of the module that serves it
         self.projections: dict[str, str] = {}  # starting point -> name of its shortcut
-        self.rows: dict[str, str] = {}  # sum -> name of its parameter; "" if its weights are fixed
+        self.rows: dict[str, str] = {}  # sum -> name of its parameter; "" if it has none
+        self.vectors: dict[str, fx.Node] = {}  # sum -> its weights, of the table
         self.fresh: set[fx.Node] = set()  # tensors that only the current sum uses, so it may overwrite them
         self.sums: set[str] = set()  # the sums that are new tensors, not another value's
         self.readers = readers = program.readers()
@@ -114,6 +118,12 @@ class Emitter:
 
     def run(self) -> fx.GraphModule:
         self._place_starts()
+        if self.table is not None and self.table.rows:
+            self.root.add_module(self.coefficients, self.table)
+            vectors = self.graph.call_module(self.coefficients)
+            self.vectors = {
+                row: self.graph.call_function(getitem, (vectors, i)) for i, row in enumerate(self.table.rows)
+            }
         for one in self.program.instructions:
             if isinstance(one, Combine):
                 self.fresh.clear()
@@ -186,8 +196,13 @@ class Emitter:
         self.rows[row.value] = ""
         if not self.learnable:
             return self._fixed(row.value, weights)
-        name = self.rows[row.value] = self._add_parameter(row)
-        vector = self.graph.get_attr(name)
+        if self.table is None:
+            name = self.rows[row.value] = self._add_parameter(row)
+            vector = self.graph.get_attr(name)
+        elif row.value in self.vectors:
+            vector = self.vectors[row.value]
+        else:
+            return self._fixed(row.value, weights)
         if self.channels:
             vector = self.graph.call_method("reshape", (vector, len(row.terms), self.channels))
         unbound = self.graph.call_method("unbind", (vector,))

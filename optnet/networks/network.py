@@ -40,11 +40,14 @@ class Stage(nn.Module):
         self.out_streams = len(start.results) if len(start.results) in (1, next_streams) else 1
         self.out_chs = family.out_chs(start.results.count(start.starts[0]), len(start.results) // self.out_streams)
         self.transitions = nn.ModuleList(family.transition() for _ in range(self.streams))
+        as_they_come = all(isinstance(one, nn.Identity) for one in self.transitions) and not family.reshapes
+        equal = start.starts if family.first and as_they_come else ()
         operators = {name: family.T() if name == start.main else family.P() for name in start.operators}
         shortcuts = {name: family.shortcut() for name in start.starts}
         self.unrolled = unroll(
-            start, textbook=program.textbook, operators=operators, channels=family.chs, packed=True, **options,
+            start, textbook=program.textbook, operators=operators, channels=family.chs, packed=True, equal=equal,
             shortcuts={name: layer for name, layer in shortcuts.items() if layer is not None or not family.same_start},
+            **options,
         )  # fmt: skip
         for i in set(range(self.streams)) - self.unrolled.reads():
             self.transitions[i] = nn.Identity()

@@ -30,7 +30,9 @@ class NetworkOptions:
     transition: str = choice(
         "restart", *TRANSITIONS, help="restart the algorithm in each stage, or project every live iterate into the next"
     )
-    coefficients: str = choice("learnable", *COEFFICIENTS, help="whether the algorithm's coefficients are trained")
+    coefficients: str = choice(
+        "learnable", *COEFFICIENTS, help="the algorithm's coefficients: trained freely, fixed, or trained under a rule"
+    )
     coefficient_init: str = choice(
         "ancestor", *COEFFICIENT_INITS, help="start at the classical network's coefficients or at the algorithm's own"
     )

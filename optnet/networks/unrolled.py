@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,9 +16,10 @@ from optnet.language.program import Program
 from optnet.language.tracing import all_constants, trace
 from optnet.networks.activation_checkpointing import MEMORY, set_recomputing
 from optnet.networks.emitting import Emitter, Factory
+from optnet.networks.rules import RULES, Table, table
 from optnet.options import one_of
 
-COEFFICIENTS = ("learnable", "fixed")
+COEFFICIENTS = ("learnable", "fixed", *RULES)
 MOST = 20_000
 """The number of instructions of the largest program that becomes a module."""
 
@@ -34,7 +35,8 @@ class Unrolled(nn.Module):
         textbook: the program with the algorithm's own weights, for comparison.
         layers: for the value of each call, the name in ``body`` of the module that serves it.
         shortcuts: for each starting point that has one, the name of its shortcut in ``body``.
-        rows: for each sum the name of its coefficients, a parameter of ``body``; "" if they are fixed.
+        rows: for each sum the name of its coefficients, a parameter of ``body``; "" if they are fixed or under a rule.
+        table: the name in ``body`` of the table of the coefficients that are under a rule; "" if there is none.
 
     Raises:
         ShapeError: on the first call, if two terms of a sum have different shapes.
@@ -49,11 +51,13 @@ class Unrolled(nn.Module):
         layers: Mapping[str, str],
         shortcuts: Mapping[str, str],
         rows: Mapping[str, str],
+        table: str = "",
     ) -> None:
         super().__init__()
         self.program = program
         self.textbook = textbook
         self.layers, self.shortcuts, self.rows = dict(layers), dict(shortcuts), dict(rows)
+        self.table = table
         self.body = body
         self._checked = False
 
@@ -82,12 +86,22 @@ class Unrolled(nn.Module):
         return {name: self.body.get_submodule(name) for name in names}
 
     @torch.jit.ignore
+    def learned(self) -> dict[str, Tensor]:
+        """The weights that learned sums have now, by the name of the sum: (terms,) or (terms * channels,)."""
+        found: dict[str, Tensor] = {}
+        if self.table:
+            ruled = self.body.get_submodule(self.table)
+            assert isinstance(ruled, Table)
+            found |= ruled.weights()
+        return found | {row: self.body.get_parameter(name) for row, name in self.rows.items() if name}
+
+    @torch.jit.ignore
     def set_checkpointing(self, enable: bool = True) -> None:
         """Turns activation checkpointing of the layers on or off."""
         set_recomputing(self.body, enable)
 
     def extra_repr(self) -> str:
-        return f"{self.program.name}, {sum(map(bool, self.rows.values()))} rows of learnable coefficients"
+        return f"{self.program.name}, {len(self.learned())} rows of learnable coefficients"
 
 
 class _UnrolledFromOne(Unrolled):
@@ -134,12 +148,14 @@ def unrolled_in(model: nn.Module) -> dict[str, Unrolled]:
 
 def coefficient_names(model: nn.Module) -> set[str]:
     """The names of the model's parameters that are learnable coefficients."""
-    return {
-        f"{stage}.body.{name}" if stage else f"body.{name}"
-        for stage, module in unrolled_in(model).items()
-        for name in module.rows.values()
-        if name
-    }
+    names: set[str] = set()
+    for stage, module in unrolled_in(model).items():
+        own = set(filter(None, module.rows.values()))
+        if module.table:
+            ruled = module.body.get_submodule(module.table)
+            own |= {f"{module.table}.{name}" for name, _ in ruled.named_parameters()}
+        names |= {f"{stage}.body.{name}" if stage else f"body.{name}" for name in own}
+    return names
 
 
 def coefficients(model: nn.Module) -> list[Coefficient]:
@@ -147,11 +163,11 @@ def coefficients(model: nn.Module) -> list[Coefficient]:
     table = []
     for stage, module in unrolled_in(model).items():
         textbook = module.textbook.weights()
+        learned = module.learned()
         for row in module.program.combines:
             values = list(row.weights)
-            if module.rows[row.value]:
-                parameter = module.body.get_parameter(module.rows[row.value]).detach()
-                values = parameter.reshape(len(row.terms), -1).double().mean(1).tolist()
+            if row.value in learned:
+                values = learned[row.value].detach().reshape(len(row.terms), -1).double().mean(1).tolist()
             for term, value in zip(row.terms, values, strict=True):
                 table.append(Coefficient(stage, row.value, term, value, textbook.get((row.value, term))))
     return table
@@ -169,6 +185,7 @@ def unroll(
     channels: int | None = None,
     shortcuts: Mapping[str, nn.Module | None] | None = None,
     textbook: Program | None = None,
+    equal: Sequence[str] = (),
     packed: bool = False,
     memory: str = "keep",
     device: torch.device | str | None = None,
@@ -188,13 +205,15 @@ def unroll(
         algorithm: whatever ``optnet.trace`` takes, or a ``Program`` (then steps, reading and constants are its own).
         steps: the number of iterations.
         operators: a module or factory for each operator to trace.
-        coefficients: ``learnable`` (1-d parameters named ``coefficients.<row>``) or ``fixed`` numbers.
+        coefficients: ``learnable`` (1-d parameters named ``coefficients.<row>``), ``fixed`` numbers, or learned under a
+            rule of ``optnet.networks.rules.RULES``.
         reading: ``map`` (default) or ``residual``; see ``optnet.trace``.
         per_channel: one coefficient per channel instead of one per term; needs ``channels``.
         channels: the number of channels (dimension 1) of the iterates.
         shortcuts: for a starting point, the module that is applied to it wherever it is not an operator's argument;
             None says that it has another shape and enters sums only through operators.
         textbook: the algorithm's own program, if ``algorithm`` is one with other weights.
+        equal: starting points that always have equal values; see ``rules.table``.
         packed: the module takes one list of tensors and returns one, for callers with a varying number of them.
         memory: ``keep`` the layers' activations for the backward pass, or ``checkpoint``: keep their inputs and
             recompute the rest.
@@ -244,13 +263,15 @@ def unroll(
             raise OperatorError(f"{program.name} has no starting point '{start}'; it has: {', '.join(program.starts)}")
         if shortcut is None:
             program, textbook = without(program, start), without(textbook, start, at_any_weight=True)
-    width = (channels if per_channel else 0) if coefficients == "learnable" else None
-    emitter = Emitter(program, operators, projections, width, packed, device, dtype)
+    width = (channels if per_channel else 0) if coefficients != "fixed" else None
+    ruled = table(coefficients, program, width or 0, device, dtype, equal) if coefficients in RULES else None
+    emitter = Emitter(program, operators, projections, width, packed, device, dtype, ruled)
     by_starts = {1: _UnrolledFromOne, 2: _UnrolledFromTwo}
     kind = _UnrolledFromList if packed else by_starts.get(len(program.starts), Unrolled)
     body = emitter.run()
     unrolled = kind(
-        program, textbook, body, layers=emitter.layers, shortcuts=emitter.projections, rows=emitter.rows
+        program, textbook, body, layers=emitter.layers, shortcuts=emitter.projections, rows=emitter.rows,
+        table=emitter.coefficients if emitter.vectors else "",
     )  # fmt: skip
     if memory == "checkpoint":
         unrolled.set_checkpointing()

@@ -7,15 +7,18 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import timm
+import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models._features import FeatureGetterNet
 from torch import nn
 
-from optnet.errors import ModelError, RequestError, reason
+from optnet.errors import ModelError, ProgramError, RequestError, ShapeError, reason
 from optnet.language.declaration import Algorithm
+from optnet.language.lookup import find_algorithm
 from optnet.networks import mlp
 from optnet.networks.convert import checkpoint_filter
-from optnet.networks.design import StageProgram
+from optnet.networks.design import StageProgram, suitable_layer
+from optnet.networks.layers import FAMILIES
 from optnet.networks.network import Network
 from optnet.networks.options import NetworkOptions
 from optnet.networks.unrolled import coefficient_names
@@ -59,6 +62,14 @@ def _dense(iterations: int, layer: str = "dense", stem_width: int = 16) -> Prese
     return _net("nesterov_dense", [iterations] * 3, [12] * 3, layer=layer, stem_width=stem_width)
 
 
+_RESNET: dict[str, Any] = {"layer": "basic", "reading": "residual", "coefficients": "fixed"}
+"""x_{k+1} = relu(x_k + F(x_k)) without learnable coefficients: timm's resnet18 and so on, which have those names."""
+
+
+def _resnet(blocks: Sequence[int]) -> Preset:
+    return _net("gradient_descent", blocks, **_RESNET)
+
+
 def _dmr(preset: Preset) -> Preset:
     """Without the iterates before the newest ones, and with the ancestor's weights."""
     options = {"constants": {"history": 1}, "coefficients": "fixed"}
@@ -85,6 +96,8 @@ MODELS: dict[str, Preset] = {
     "agdnet100_bc_cifar": _dense(16, layer="dense_bc", stem_width=24),
     "admmnet20_cifar": _net("merge_and_run", [3] * 3),
     "admmnet56_cifar": _net("merge_and_run", [9] * 3),
+    "optnet_resnet20_cifar": _resnet([3] * 3),
+    "optnet_resnet56_cifar": _resnet([9] * 3),
     "dmrnet20_cifar": _dmr(_net("merge_and_run", [3] * 3)),
     "dmrnet56_cifar": _dmr(_net("merge_and_run", [9] * 3)),
     # 224 pixels
@@ -92,6 +105,11 @@ MODELS: dict[str, Preset] = {
     "hbnet18": _large("heavy_ball", _18, published="resnet18.a1_in1k"),
     "hbnet34": _large("heavy_ball", _34_50, published="resnet34.a1_in1k"),
     "hbnet50": _large("heavy_ball", _34_50, published="resnet50.a1_in1k", layer="bottleneck"),
+    "optnet_resnet18": _large("gradient_descent", _18, published="resnet18.a1_in1k", **_RESNET),
+    "optnet_resnet34": _large("gradient_descent", _34_50, published="resnet34.a1_in1k", **_RESNET),
+    "optnet_resnet50": _large(
+        "gradient_descent", _34_50, published="resnet50.a1_in1k", **{**_RESNET, "layer": "bottleneck"}
+    ),
     "agdnet121": _large(
         "nesterov_dense", _121, [32] * 4, published="densenet121.ra_in1k", layer="dense_bc", stem_width=64
     ),
@@ -170,15 +188,50 @@ class Features(FeatureGetterNet):
         self.model.set_grad_checkpointing(enable)
 
 
-def _entry_point(name: str, preset: Preset) -> Callable[..., nn.Module]:
-    features = {"out_indices": tuple(range(len(preset.blocks))), "feature_cls": Features}
+def _its_layers(preset: Preset) -> dict[str, str]:
+    """The layers of a model and how they are read; with another algorithm they stay."""
+    own = find_algorithm(preset.algorithm)
+    layer = preset.options.get("layer") or suitable_layer(own)
+    reading = preset.options.get("reading") or own.network.reading or ("map" if layer == "plain" else "residual")
+    return {"layer": layer, "reading": reading}
 
-    def create(pretrained: bool = False, feature_cfg: dict[str, Any] | None = None, **kwargs: Any) -> nn.Module:
+
+def _try_shapes(model: Network) -> None:
+    """Raises:
+    ShapeError: terms of a sum differ in shape.
+    """
+    parameter, training = next(model.parameters()), model.training
+    with torch.no_grad():
+        model.eval()(parameter.new_zeros(1, model.in_chans, 32, 32))
+    model.train(training)
+
+
+def _entry_point(name: str, preset: Preset) -> Callable[..., nn.Module]:
+    def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:
         own = {"algorithm": preset.algorithm, "blocks": preset.blocks, "widths": preset.widths, **preset.options}
-        return build_model_with_cfg(
-            build_network, name, pretrained, pretrained_filter_fn=checkpoint_filter,
-            feature_cfg={**features, **(feature_cfg or {})}, **{**own, **kwargs},
-        )  # fmt: skip
+        if other := kwargs.get("algorithm") if kwargs.get("programs") is None else None:
+            for key in ("coefficients", "constants"):  # of its own algorithm
+                own.pop(key, None)
+            if kwargs.get("layer") is None:
+                own |= _its_layers(preset)
+                kwargs = {key: value for key, value in kwargs.items() if key not in own or value is not None}
+        try:
+            model: nn.Module = build_model_with_cfg(
+                build_network, name, pretrained, pretrained_filter_fn=checkpoint_filter,
+                feature_cfg={"out_indices": tuple(range(len(preset.blocks))), "feature_cls": "getter"},
+                **{**own, **kwargs},
+            )  # fmt: skip
+            if other and isinstance(model, Network) and not FAMILIES[model.layer].one_width:
+                _try_shapes(model)
+            return model
+        except (ProgramError, ShapeError) as error:
+            if not other or kwargs.get("layer"):
+                raise
+            method = find_algorithm(other)
+            raise ModelError(
+                f"{method.name} does not go with the layer={own['layer']} of {name}: {error}; "
+                f"or give it layer={suitable_layer(method)}"
+            ) from None
 
     create.__name__ = create.__qualname__ = name
     create.__module__ = __name__

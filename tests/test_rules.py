@@ -1,0 +1,222 @@
+"""Coefficient rules: each starts at the ancestor, keeps what it promises while it trains, and has no dead parameter."""
+
+import copy
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from helpers import crossed
+
+import optnet
+from optnet import Iterate, ModelError, Operator
+from optnet.data import load
+from optnet.networks.rules import RULES, table
+from optnet.networks.unrolled import coefficient_names, unrolled_in
+
+FAMILIES = {
+    "GD-Net": {"model_name": "resnet_small"}, "HB-Net": {"model_name": "hbnet_small"},
+    "AGD-Net": {"model_name": "agdnet_small", "blocks": [4, 4], "widths": [6, 6], "stem_width": 8},
+    "AGD-Net-BC": {"model_name": "agdnet_small", "blocks": [3, 3], "widths": [6, 6], "layer": "dense_bc"},
+    "ADMM-Net": {"model_name": "admmnet_small"}, "DMRNet": {"model_name": "dmrnet20_cifar"},
+    "HB-Net, project": {"model_name": "hbnet_small", "transition": "project"},
+    "bottlenecks": {"model_name": "hbnet_small", "layer": "preact_bottleneck", "widths": [4, 4]},
+}  # fmt: skip
+SMALL = {"in_chans": 1, "num_classes": 10, "blocks": [3, 3], "widths": [6, 8]}
+
+
+def build(family, rule, **options):
+    torch.manual_seed(0)
+    return timm.create_model(**{**SMALL, **FAMILIES[family], "coefficients": rule, **options})
+
+
+def ruled(model):
+    """The learned coefficients."""
+    names = coefficient_names(model)
+    return {name: parameter for name, parameter in model.named_parameters() if name in names}
+
+
+def weights(model):
+    """Of each sum: the program, the sum, and its weights now."""
+    for module in unrolled_in(model).values():
+        learned = module.learned()
+        for row in module.program.combines:
+            if row.value in learned:
+                yield module.program, row, learned[row.value].detach().double().numpy()
+
+
+def iterates(program, row):
+    calls, read = {call.value for call in program.applies}, {call.argument for call in program.applies}
+    residual = {call.value for call in program.applies if program.readings[call.operator] == "residual"}
+    kept = np.array([term not in residual for term in row.terms])
+    memory = kept & np.array([term not in calls or term in read for term in row.terms])
+    return kept, memory
+
+
+def check(rule, model, tolerance=1e-6):
+    """The promise of each rule, read from the weights alone."""
+    several = 0
+    for program, row, now in weights(model):
+        start, (kept, memory) = np.array(row.weights), iterates(program, row)
+        several += memory.sum() > 1
+        assert abs(now[kept].sum() - start[kept].sum()) < tolerance  # all rules are consistent
+        if rule in ("simplex", "doubly_stochastic"):
+            assert now[kept].min(initial=0) > -tolerance
+        if rule == "stable":
+            order = [*program.starts, *(one.value for one in program.instructions)]
+            newest = sorted(np.flatnonzero(memory), key=lambda i: -order.index(row.terms[i]))
+            if len(program.starts) > 1:
+                assert now[memory].min(initial=0) > -tolerance
+            elif len(newest):
+                companion = np.zeros((len(newest), len(newest)))
+                companion[0] = now[newest]
+                companion[1:, :-1] = np.eye(len(newest) - 1)
+                assert np.abs(np.linalg.eigvals(companion)).max() < 1 + 1e-5
+    assert several or rule
+
+
+@pytest.mark.parametrize("rule, family", crossed(RULES, FAMILIES))
+def test_a_rule_is_kept_at_every_step(rule, family):
+    data = load("digits", "")
+    model = build(family, rule)
+    free = build(family, "learnable")
+    rest = {name: value for name, value in model.state_dict().items() if name not in ruled(model)}
+    free.load_state_dict(rest, strict=False)
+    batches = data.loader("train", 64, device=torch.device("cpu"), training=True)
+    images, labels = next(batches.batches())
+    torch.testing.assert_close(model(images), free(images), atol=1e-6, rtol=1e-6)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    optimizer.add_param_group({"params": [extra := torch.zeros((), requires_grad=True)]})
+    steps = 0
+    for epoch in range(10):
+        for images, labels in batches.batches(epoch):
+            optimizer.zero_grad()
+            (F.cross_entropy(model(images), labels) + 0 * extra).backward()
+            if steps == 0:
+                for name, parameter in ruled(model).items():
+                    assert parameter.ndim == 1 and (parameter.grad != 0).all(), name
+            for parameter in ruled(model).values():
+                parameter.grad *= 20  # they leave the allowed set many times over
+            optimizer.step()
+            check(rule, model)
+            steps += 1
+            if steps == 50:
+                moved = [not np.allclose(now, row.weights) for _, row, now in weights(model)]
+                assert any(moved) and (all(moved) or rule in ("simplex", "doubly_stochastic"))  # a corner stays one
+                return
+
+
+@pytest.mark.parametrize("rule", sorted(RULES))
+def test_far_outside_the_rule_still_holds(rule):
+    model = build("HB-Net", rule)
+    for scale in (0.1, 1, 10, 1000):
+        for parameter in ruled(model).values():
+            parameter.data.normal_(0, scale, generator=torch.Generator().manual_seed(int(scale)))
+        check(rule, model, 1e-4 * max(1, scale / 10))
+
+
+@pytest.mark.parametrize("rule", sorted(RULES))
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_pytorchs_tools_accept_it(rule, per_channel, tmp_path):
+    model = build("HB-Net", rule, per_channel=per_channel).eval()
+    for parameter in ruled(model).values():
+        parameter.data.normal_(0, 0.3)
+    x = torch.randn(2, 1, 8, 8)
+    with torch.no_grad():
+        expected = model(x)
+        torch.testing.assert_close(torch.jit.script(copy.deepcopy(model))(x), expected)
+        torch.testing.assert_close(torch.jit.trace(model, x)(x), expected)
+        torch.testing.assert_close(torch.export.export(model, (x,)).module()(x), expected)
+        torch.testing.assert_close(torch.compile(model, backend="eager", fullgraph=True)(x), expected)
+        again = build("HB-Net", rule, per_channel=per_channel).eval()
+        again.load_state_dict(model.state_dict())
+        torch.testing.assert_close(again(x), expected)
+        torch.testing.assert_close(copy.deepcopy(model).double()(x.double()), expected.double(), atol=1e-5, rtol=1e-5)
+
+
+def test_one_pass_of_training_through_activation_checkpointing():
+    plain, kept = build("HB-Net", "stable"), build("HB-Net", "stable", memory="checkpoint")
+    x = torch.randn(4, 1, 8, 8)
+    for model in (plain, kept):
+        model(x).square().mean().backward()
+    for (name, one), other in zip(ruled(plain).items(), ruled(kept).values(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, msg=name)
+
+
+def hyper(T: Operator, x: Iterate, y: Iterate, z: Iterate, steps: int) -> tuple[Iterate, Iterate, Iterate]:
+    """Three streams that are mixed: x_i = sum_j h_ij x_j + T(mean)."""
+    for _ in range(steps):
+        new = T((x + y + z) / 3)
+        x, y, z = x + 0.0 * y + 0.0 * z + new, 0.0 * x + y + 0.0 * z + new, 0.0 * x + 0.0 * y + z + new
+    return x, y, z
+
+
+def test_doubly_stochastic_matrices_of_streams():
+    program = optnet.trace(hyper, steps=4)
+    rules = table("doubly_stochastic", program, 0, None, torch.float64)
+    matrices = [block for block in rules.blocks if len(block.sizes) == 3]
+    assert len(matrices) >= 3
+    rows = {row.value: row for row in program.combines}
+    for scale in (0.0, 0.1, 1, 100):
+        for parameter in rules.parameters():
+            parameter.data.normal_(0, scale) if scale else parameter.data.zero_()
+        found = rules.weights()
+        for block in matrices:
+            first = next(i for i, other in enumerate(rules.blocks) if other is block)
+            place = sum(len(other.sizes) for other in list(rules.blocks)[:first])
+            names = rules.rows[place : place + 3]
+            shared = set.intersection(*(set(rows[name].terms) for name in names))
+            terms = sorted(shared - {call.value for call in program.applies})
+            matrix = torch.stack([found[name][[rows[name].terms.index(term) for term in terms]] for name in names])
+            assert len(terms) == 3 and matrix.min() > -1e-12
+            torch.testing.assert_close(matrix.sum(0), torch.ones(3, dtype=torch.float64))
+            torch.testing.assert_close(matrix.sum(1), torch.ones(3, dtype=torch.float64))
+            if not scale:
+                assert sorted(matrix.flatten().tolist()) == [0.0] * 6 + [1.0] * 3
+
+
+@pytest.mark.parametrize("rule", ["simplex", "doubly_stochastic"])
+def test_momentum_is_refused_where_no_weight_may_be_negative(rule):
+    with pytest.raises(ModelError, match="negative weight") as error:
+        optnet.create_model("momentum_residual", coefficients=rule)
+    assert "\n" not in str(error.value) and f"coefficients={rule}" in str(error.value)
+
+
+def test_a_program_outside_is_refused_by_stable():
+    with pytest.raises(ModelError, match=r"coefficients=stable.*starts outside"):
+        optnet.create_model("heavy_ball", constants={"beta": 1.5}, coefficients="stable", coefficient_init="algorithm")
+
+
+@pytest.mark.parametrize(
+    "beta, allowed", [(0.0, True), (0.5, True), (1.0, True), (-0.5, True), (-1.0, True), (1.01, False)]
+)
+def test_what_is_stable_for_two_iterates_is_zero_stability(beta, allowed):
+    """x_{k+1} = (1 + beta) x_k - beta x_{k-1}: the roots are 1 and beta."""
+    program = optnet.trace("heavy_ball", steps=5, reading="residual", constants={"beta": beta})
+    if allowed:
+        assert table("stable", program, 0, None, None).rows
+    else:
+        with pytest.raises(ModelError):
+            table("stable", program, 0, None, None)
+
+
+@pytest.mark.parametrize("rule", sorted(RULES))
+def test_the_coefficient_table_shows_the_weights(rule):
+    model = build("HB-Net", rule)
+    before = {(entry.stage, entry.step, entry.term): entry.value for entry in optnet.coefficients(model)}
+    for parameter in ruled(model).values():
+        parameter.data.normal_(0, 0.2)
+    after = {(entry.stage, entry.step, entry.term): entry.value for entry in optnet.coefficients(model)}
+    assert before.keys() == after.keys() and before != after
+    for stage, module in unrolled_in(model).items():
+        for row, now in module.learned().items():
+            terms = next(one.terms for one in module.program.combines if one.value == row)
+            assert [after[stage, row, term] for term in terms] == pytest.approx(now.tolist())
+
+
+@pytest.mark.parametrize("rule", sorted(RULES))
+def test_only_the_coefficients_are_trained(rule):
+    model = optnet.freeze_all_but_coefficients(build("ADMM-Net", rule))
+    assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == set(ruled(model))
+    assert coefficient_names(model) <= model.no_weight_decay()
