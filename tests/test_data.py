@@ -152,6 +152,73 @@ def test_synthetic_images(classes, size, images):
         assert torch.equal(one.train.labels[distances.argmin(1)], one.train.labels)
 
 
+@pytest.mark.parametrize("options", [
+    {"images": 10**12}, {"images": 10**9, "size": 64}, {"images": 10**6, "size": 4096}, {"images": 10**15, "size": 4},
+    {"images": 10**30, "classes": 100_000},
+])  # fmt: skip
+def test_synthetic_images_that_do_not_fit_into_memory_are_refused(options):
+    with pytest.raises(DataError, match="GiB of memory while they are made, more than half") as error:
+        load("synthetic", "", **options)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name, files", [
+    ("mnist", ["MNIST/raw/train-images-idx3-ubyte"]), ("fashion_mnist", ["FashionMNIST/raw/t10k-labels-idx1-ubyte"]),
+    ("usps", ["USPS/usps.bz2", "usps.bz2"]), ("svhn", ["SVHN/train_32x32.mat"]),
+    ("cifar10", ["cifar-10-batches-py/data_batch_1"]), ("cifar100", ["cifar-100-python/train"]),
+])  # fmt: skip
+@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize("make", [os.mkfifo, lambda file: file.symlink_to("/dev/zero")])
+def test_published_files_that_are_pipes_or_devices_are_refused_at_once(tmp_path, name, files, verify, make):
+    for number, file in enumerate(files):
+        place = tmp_path / str(number) / file
+        place.parent.mkdir(parents=True)
+        for other in ("usps.t.bz2", "test_32x32.mat", "test", "meta", "train-labels-idx1-ubyte"):
+            (place.parent / other).touch()
+        make(place)
+        with pytest.raises(DataError, match="is not a regular file"):
+            load(name, str(tmp_path / str(number)), verify=verify)
+
+
+class Runs:
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return open, (str(self.file), "w")
+
+
+@pytest.mark.parametrize("name, folder, files", [
+    ("cifar10", "cifar-10-batches-py", ["data_batch_1", "test_batch", "batches.meta"]),
+    ("cifar100", "cifar-100-python", ["train", "test", "meta"]),
+])  # fmt: skip
+def test_nothing_that_is_pickled_in_a_published_file_is_run(tmp_path, name, folder, files):
+    labels = np.arange(100 if name == "cifar100" else 10, dtype=np.uint8)
+    images = np.zeros((len(labels), 3, 32, 32), dtype=np.uint8)
+    {"cifar10": write_cifar10, "cifar100": write_cifar100}[name](tmp_path, images, labels)
+    for file in files:
+        good = (tmp_path / folder / file).read_bytes()
+        (tmp_path / folder / file).write_bytes(pickle.dumps({"data": Runs(tmp_path / "ran"), "labels": []}))
+        with pytest.raises(DataError, match=r"it has a (_?io|builtins)\.open"):
+            load(name, str(tmp_path), verify=False)
+        with pytest.raises(DataError, match=r"data\.verify=false"):
+            load(name, str(tmp_path))
+        assert not (tmp_path / "ran").exists()
+        (tmp_path / folder / file).write_bytes(good)
+    assert len(load(name, str(tmp_path), verify=False).test) == len(labels)
+
+
+@pytest.mark.parametrize(
+    "name", ["mnist", "fashion_mnist", "usps", "svhn", "cifar10", "cifar100", "imagenet", "folder"]
+)
+@pytest.mark.parametrize("there", [True, False])
+def test_nothing_is_made_where_data_is_missing(tmp_path, name, there):
+    root = tmp_path if there else tmp_path / "a" / "b"
+    with pytest.raises(DataError):
+        load(name, str(root))
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_limited_data_set():
     one, two = (load("digits", "", limit=200, seed=seed) for seed in (0, 1))
     assert [len(one.train), len(one.validation), len(one.test)] == [200, 144, 200]

@@ -4,14 +4,16 @@ import itertools
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
-from helpers import call, class_folder, config, go, only_run, prepare
+from helpers import call, class_folder, config, go, only_run, prepare, write_usps
 from PIL import Image
 
 from optnet import CheckpointError, ConfigError, DataError
 from optnet.app.config import Train
 from optnet.data import SPLITS, DataOptions, DataRecord, load
+from optnet.data.record import record
 from optnet.training import checkpoint
 
 
@@ -224,6 +226,35 @@ def test_images_in_memory_that_have_changed(tmp_path, monkeypatch, capsys):
         other.changes(data.record)
         == "train has 1,293 images, and other ones; validation has 144 images, and other ones"
     )
+
+
+def usps(place, seed):
+    drawn = np.random.default_rng(seed)
+    labels = np.arange(40, dtype=np.uint8) % 10
+    shutil.rmtree(place / "USPS", ignore_errors=True)
+    write_usps(place, drawn.integers(0, 256, (40, 1, 16, 16), dtype=np.uint8), labels)
+
+
+def test_published_files_that_have_changed(tmp_path):
+    """Of the same number and form, and with verify=false: the pixels tell."""
+    usps(tmp_path, 0)
+    settings = DataOptions(name="usps", root=str(tmp_path), verify=False)
+    go(prepare(config(tmp_path, epochs=1, batch_size=8, data=settings)))
+    asked = Train(resume=str(only_run(tmp_path)), epochs=2)
+    assert prepare(asked, ["resume=x", "epochs=x"]).note == ""
+    usps(tmp_path, 1)
+    with pytest.raises(
+        ConfigError, match="train has 36 images, and other ones; validation has 4 images, and other ones"
+    ):
+        prepare(asked, ["resume=x", "epochs=x"])
+
+
+def test_synthetic_images_are_the_same_for_the_record_on_every_machine():
+    """Their last bits may differ with the processor; the record has their number, form and labels."""
+    one, other = load("synthetic", ""), load("synthetic", "")
+    other.train.images.add_(1)
+    again = record("synthetic", 10, [other.train, other.validation, other.test], exact=False)
+    assert not one.changes(again) and one.changes(load("synthetic", "", images=900).record)
 
 
 @pytest.mark.parametrize("spoil, said", [

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 import torch.nn.functional as F
 
 from optnet.data.examples import Examples, Source
+from optnet.errors import DataError
 
+PEAK = 13
+"""Bytes that a synthetic value takes while it is made: three times float32, and uint8."""
 DIGITS = tuple(map(str, range(10)))
 
 
@@ -26,7 +31,16 @@ def synthetic(size: int, classes: int, images: int) -> Source:
     """Colour images of ``size`` x ``size`` pixels. Each class is one pattern of 4x4 random colours; noise is added.
 
     Use it to try a recipe without its data. The images are the same in every run. A fifth of them is the test split.
+
+    Raises:
+        DataError: they need more than half of this machine's memory.
     """
+    needed, there = PEAK * images * 3 * size**2, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > there / 2:
+        raise DataError(
+            f"data.images={images} of data.size={size} need {needed / 2**30:,.1f} GiB of memory while they are made, "
+            f"more than half of the {there / 2**30:,.1f} GiB here; give fewer or smaller ones"
+        )
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(images) % classes
     patterns = torch.rand(classes, 3, 4, 4, generator=generator)[labels]

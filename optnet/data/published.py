@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,9 @@ class Published:
 
     def _part(self, place: Path, split: str, verify: bool, download: bool) -> Any:
         kind = self.kind if verify else _unverified(self.kind)
+        self._check_files(place)
+        if not verify:
+            self._check_pickles(place)
         which = {"split": split} if kind.__name__ == "SVHN" else {"train": split == "train"}
         try:
             return kind(str(place), download=download, **which)
@@ -57,11 +61,52 @@ class Published:
                 advice += "; data.verify=false accepts other checksums"
             raise DataError(f"{kind.__name__} cannot be read from {place} ({reason(error)}); {advice}") from None
 
+    def _check_files(self, place: Path) -> None:
+        """Raises:
+        DataError: one of the files that may be read is a pipe or a device, on which a reader waits.
+        """
+        inner = (place / self.kind.__name__ / "raw", place / getattr(self.kind, "base_folder", ""), place)
+        for file in (file for folder in inner if folder.is_dir() for file in folder.iterdir()):
+            if file.exists() and not (file.is_file() or file.is_dir()):
+                raise DataError(f"{self.kind.__name__} cannot be read from {place}: {file} is not a regular file")
+
+    def _check_pickles(self, place: Path) -> None:
+        """Torchvision unpickles CIFAR's files. Where nobody compares checksums they may run anything.
+
+        Raises:
+            DataError: one of them is damaged, or has more than arrays and plain containers.
+        """
+        if not issubclass(self.kind, datasets.CIFAR10) or not (folder := place / self.kind.base_folder).is_dir():
+            return
+        for name in (*(file for file, _ in (*self.kind.train_list, *self.kind.test_list)), self.kind.meta["filename"]):
+            if (file := folder / name).is_file():
+                try:
+                    with open(file, "rb") as opened:
+                        _Arrays(opened, encoding="latin1").load()
+                except Exception as error:  # foreign bytes make the unpickler stumble in any way
+                    raise DataError(f"{self.kind.__name__} cannot be read from {place}: {reason(error)}") from None
+
     def _examples(self, part: Any) -> Examples:
         images = torch.as_tensor(part.data)
         images = images.unsqueeze(1) if self.axes == "nhw" else images.permute(*map(self.axes.index, "nchw"))
         labels = part.labels if hasattr(part, "labels") else part.targets
         return Examples(images.contiguous(), torch.as_tensor(labels).long())
+
+
+class _Arrays(pickle.Unpickler):
+    """Unpickles arrays and plain containers alone."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module.replace("numpy._core", "numpy.core"), name) not in ARRAYS:
+            raise pickle.UnpicklingError(f"it has a {module}.{name}, and no data set has one")
+        return super().find_class(module, name)
+
+
+ARRAYS = {
+    ("numpy", "ndarray"), ("numpy", "dtype"), ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy.core.multiarray", "scalar"), ("numpy.core.numeric", "_frombuffer"), ("_codecs", "encode"),
+}  # fmt: skip
+"""What a pickled array of numpy refers to, in any version."""
 
 
 def _unverified(kind: type[Any]) -> type[Any]:

@@ -30,7 +30,7 @@ class RunOptions:
     batch_milestones: list[float] = option(factory=list, help="parts of the run after which the batch grows")
     batch_growth: int = number(2, 1, help="the factor by which it grows")
     seed: int = number(0, 0, 2**31 - 1, help="of the weights, the batches and the split of the data")
-    progress: bool = option(True, help="show a progress bar, on a terminal")
+    progress: bool = option(True, help="show a line that moves, on a terminal; elsewhere a line every 30 seconds")
     profile: int = number(0, 0, help="steps to record in profile.json")
 
     def check(self) -> None:

@@ -17,7 +17,7 @@ from optnet.options import number
 
 LARGEST = sys.float_info.max
 REFRESH = 0.2
-"""Seconds between two updates of the progress bar. Between them the loss stays on the device."""
+"""Seconds between two calls of ``shown``. Between them the loss stays on the device."""
 
 
 class Trainer(Protocol):
@@ -101,10 +101,13 @@ def train_epoch(
     progress: Progress,
     *,
     on_batch: Callable[[Progress], bool],
-    shown: Callable[[str], None],
+    shown: Callable[[Progress], None],
     observers: Sequence[Observer] = (),
 ) -> bool:
     """Trains from ``progress`` to the end of an epoch of ``steps`` steps. False: ``on_batch`` stopped it early.
+
+    Args:
+        shown: shows the progress, whose sums are settled.
 
     Raises:
         Diverged: the loss is not finite.
@@ -140,7 +143,7 @@ def train_epoch(
             now = time.perf_counter()
             if stop or now - last > REFRESH:
                 settle()
-                shown(f"loss {progress.loss_sum / progress.count:.4f}")
+                shown(progress)
                 last = now
             if stop:
                 break

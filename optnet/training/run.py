@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -61,7 +62,8 @@ def train(job: Job, say: Callable[[str], None] = lambda line: None) -> Finished:
         run = Run(job, say)
         try:
             shows = job.options.progress and distributed.is_primary()
-            with screen(shows, run.course.total, run.progress.updates) as shown:
+            total, epochs = run.course.total, run.course.epochs
+            with screen(shows, run.logbook.say, total, run.progress.updates, epochs, distributed.size()) as shown:
                 run.epochs(caught, shown)
                 return run.finish(caught)
         except Diverged as error:
@@ -212,7 +214,7 @@ class Run:
         """
 
         def after_batch(progress: Progress) -> bool:
-            shown.advance(progress.updates)
+            shown.advance(progress)
             if not distributed.is_primary():
                 self._draw()
             if distributed.size() == 1:
@@ -230,11 +232,11 @@ class Run:
             for observer in self.observers:
                 observer.on_start(self.progress, self.trainer)
         while self.progress.epoch < self.course.epochs and not self._has_stalled():
-            epoch, updates = self.progress.epoch, self.progress.updates
+            epoch, updates, steps = self.progress.epoch, self.progress.updates, self.course.steps[self.progress.epoch]
             loader = self.course.loader(epoch)
             finished = train_epoch(
-                self.trainer, loader, self.course.steps[epoch], self.progress, on_batch=after_batch, shown=shown.say,
-                observers=self.observers,
+                self.trainer, loader, steps, self.progress, on_batch=after_batch,
+                shown=partial(shown.show, steps=steps), observers=self.observers,
             )  # fmt: skip
             self._pool()
             if self.progress.updates > updates:
