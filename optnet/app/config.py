@@ -49,6 +49,16 @@ class Train(RunOptions):
     )
     resume: str | None = path(None, help="the folder of a run to resume; its settings are kept")
     edited_config: bool = option(False, help="with resume=: resume although the run's config.yaml or images changed")
+    init_from: str | None = path(
+        None,
+        example="best.pt",
+        help="weights to start from: a file, a run's folder, or timm's name of some",
+    )
+    freeze: Any = option(
+        None, example="all_but_head",
+        help="what is not trained: all_but_head, all_but_coefficients, or the name of a module or parameter, like "
+        "stages.0 or *.bias, or several: [stem,stages.0]",
+    )  # fmt: skip
     runs: str = path("runs", help="the folder that the runs' folders are made in")
     model: Model = field(default_factory=Model)
     algorithm: dict[str, Any] = option(factory=dict, help="the algorithm's name, and its constants")
@@ -65,9 +75,18 @@ class Train(RunOptions):
         ConfigError: two keys do not go together.
         """
         super().check()
+        if not all(isinstance(pattern, str) and pattern for pattern in self.frozen):
+            raise ConfigError(
+                f"freeze={self.freeze} must be all_but_head, all_but_coefficients, or names like stages.0"
+            )
         for key, rate in (("lr", self.lr), ("optim.coefficient_lr", self.optim.coefficient_lr or self.lr)):
             if self.schedule.min_lr > max(rate, 0):
                 raise ConfigError(f"schedule.min_lr={self.schedule.min_lr} must be at most {key}={rate}, like 0")
+
+    @property
+    def frozen(self) -> list[Any]:
+        """What is not trained, as patterns."""
+        return [] if self.freeze is None else self.freeze if isinstance(self.freeze, list) else [self.freeze]
 
     @property
     def recipe(self) -> Recipe:

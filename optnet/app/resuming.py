@@ -25,7 +25,7 @@ ON_RESUME = (
     "edited_config",
 )  # fmt: skip
 """The keys that may change when a run is resumed."""
-OF_THE_RUN = ("model", "algorithm", "init", "seed", "data", "trainer.name")
+OF_THE_RUN = ("model", "algorithm", "init", "init_from", "freeze", "seed", "data", "trainer.name")
 """What makes the network and splits the data: with other values it would be another run."""
 MOST = 1_000_000
 """Bytes of a config.yaml at most."""

@@ -94,27 +94,8 @@ def of_checkpoint(config: Evaluate, file: str, name: str | None, stated: Collect
     checkpoint.check_classes(saved, data.classes, file)
     then = DataRecord.from_dict(saved.data)
     changed = data.changes(then, (config.split,)) if then.name == data.name else ""
-    prepared, said = prepare(data, Preprocessing(**saved.preprocessing), loading, stated)
+    prepared, said = data.as_trained(Preprocessing(**saved.preprocessing), loading, stated)
     return Subject("checkpoint", file, model, prepared, loading, said, changed)
-
-
-def prepare(
-    data: DataSet, trained: Preprocessing, options: DataOptions, stated: Collection[str], what: str = "it was trained"
-) -> tuple[DataSet, str]:
-    """The data with the preprocessing that a model was trained with, except for what the command line states.
-
-    Returns it with a sentence about how it differs from the data set's own, or from that of the training.
-
-    Raises:
-        DataError: the images have another number of channels.
-    """
-    used = options.stated(trained, stated)
-    said = []
-    if keys := [key for key in stated if key.removeprefix("data.") in vars(used) and used != trained]:
-        said.append(f"images of {used}, by {', '.join(sorted(keys))}; {what} with {trained}")
-    elif used != data.preprocessing:
-        said.append(f"images of {used}, as {what}; {data.name}'s own are {data.preprocessing}")
-    return data.prepared(used), "".join(said)
 
 
 def of_name(config: Evaluate, name: str, stated: Collection[str] = ()) -> Subject:
@@ -135,9 +116,8 @@ def of_name(config: Evaluate, name: str, stated: Collection[str] = ()) -> Subjec
             f"pretrained=true: the published weights of model={name} are for {known} classes, and {data.name} has "
             f"{len(data.classes)}; try data=imagenet"
         )
-    in_files = not isinstance(getattr(data, config.split).images, torch.Tensor)
-    model, _ = models.build(Model(name, kwargs=kwargs), {}, len(data.classes), data.shape, sized=not in_files)
+    model, _ = models.build(Model(name, kwargs=kwargs), {}, len(data.classes), data.shape, sized=data.in_memory)
     said = ""
-    if in_files:
-        data, said = prepare(data, Preprocessing.of(model), loading, stated, "timm evaluates it")
+    if not data.in_memory:
+        data, said = data.as_trained(Preprocessing.of(model), loading, stated, "timm evaluates it")
     return Subject("model", name, model, data, loading, said)

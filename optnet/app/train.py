@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from optnet.app import models, resuming
-from optnet.app.compose import run
+from optnet.app.compose import keys, run
 from optnet.app.config import Train
 from optnet.app.exits import command, exit_statuses
 from optnet.app.launch import launch
@@ -21,7 +21,7 @@ from optnet.app.sweep import Result
 from optnet.data import DataOptions, DataSet, Preprocessing, load_as
 from optnet.errors import ConfigError, DataError, foreign
 from optnet.networks import initialisation
-from optnet.training import checkpoint, distributed, trainers
+from optnet.training import checkpoint, distributed, trainers, transfer
 from optnet.training.environment import find_device, random_state
 from optnet.training.folder import check_place
 from optnet.training.job import Job, RunOptions
@@ -106,16 +106,24 @@ def prepare(config: Train, overrides: Sequence[str] = (), loaded: DataSets | Non
     data = _data(loading, config.seed, {} if loaded is None else loaded)
     if len(data.train) < 2 * (processes := _processes(config)):
         raise ConfigError(f"{len(data.train)} training images are too few for {processes} processes; 2 for each")
+    source, said = None, []
+    if config.init_from is not None and resumed is None:
+        source = transfer.find(config.init_from)
+        if source.preprocessing is not None:
+            data, note = data.as_started(source.preprocessing, config.data, keys(overrides), source.where)
+            said.append(note)
     torch.manual_seed(config.seed)
     if resumed is None:
         model, kwargs = models.build(config.model, config.algorithm, len(data.classes), data.shape)
         described = checkpoint.describe(model, config.model.name, kwargs)
         data.preprocessing.describe(model, data.classes)
+        said += _freeze(config, model)
         trainers.try_step(config.recipe, model, data.shape)
     else:
         checkpoint.check_classes(resumed, data.classes, f"resume={config.resume}")
         data = going_on.with_record(data).prepared(Preprocessing(**resumed.preprocessing))
         model, described = checkpoint.rebuild(resumed), resumed.model
+        _freeze(config, model)
         going_on.check_state(model, data)
     least = _least_images(config, model, data)
     title = _title(config)
@@ -130,8 +138,26 @@ def prepare(config: Train, overrides: Sequence[str] = (), loaded: DataSets | Non
     )  # fmt: skip
     if resumed is None:
         _initialise(config, job)
+        if source is not None:
+            said.insert(0, transfer.start(model, source, data.classes))
+        job.note = "; ".join(filter(None, said))
     model.cpu()  # until it is trained: a sweep may have many
     return replace(job, random=random_state(device))
+
+
+def _freeze(config: Train, model: nn.Module) -> list[str]:
+    """Freezes what is asked for; returns what has to be said about it.
+
+    Raises:
+        ConfigError: the trainer does not heed it, or see ``transfer.freeze``.
+    """
+    if not config.frozen:
+        return []
+    if not trainers.TRAINERS[config.trainer.name].freezes:
+        raise ConfigError(
+            f"freeze={config.freeze} does not go with trainer={config.trainer.name}; use trainer=backprop"
+        )
+    return [transfer.freeze(model, config.frozen)]
 
 
 def _least_images(config: Train, model: nn.Module, data: DataSet) -> int:

@@ -59,6 +59,11 @@ class DataSet:
     def std(self) -> tuple[float, ...]:
         return self.preprocessing.std
 
+    @property
+    def in_memory(self) -> bool:
+        """Whether the images are tensors; else they are files."""
+        return isinstance(self.test.images, Tensor)
+
     def prepared(self, preprocessing: Preprocessing) -> DataSet:
         """The same images with another preprocessing, like that which a network was trained with.
 
@@ -66,9 +71,41 @@ class DataSet:
             DataError: the images are in memory and have another number of channels.
         """
         given, own = len(preprocessing.mean), len(self.mean)
-        if given != own and any(isinstance(getattr(self, split).images, Tensor) for split in SPLITS):
+        if given != own and self.in_memory:
             raise DataError(f"the images of {self.name} have {own} channel(s), and {given} are needed")
         return replace(self, preprocessing=preprocessing)
+
+    def as_trained(
+        self, trained: Preprocessing, options: DataOptions, stated: Collection[str], what: str = "it was trained"
+    ) -> tuple[DataSet, str]:
+        """The data with the preprocessing that a model was trained with, except for the keys that are ``stated``.
+
+        Returns it with a sentence about how that differs from the data set's own, or from the training; empty if it
+        does not. ``what`` stands for the training.
+
+        Raises:
+            DataError: the images are in memory and have another number of channels.
+        """
+        used, said = options.stated(trained, stated), ""
+        if used != trained:
+            keys = sorted(key for key in stated if key.removeprefix("data.") in vars(used))
+            said = f"images of {used}, by {', '.join(keys)}; {what} with {trained}"
+        elif used != self.preprocessing:
+            said = f"images of {used}, as {what}; {self.name}'s own are {self.preprocessing}"
+        return self.prepared(used), said
+
+    def as_started(
+        self, before: Preprocessing, options: DataOptions, stated: Collection[str], where: str
+    ) -> tuple[DataSet, str]:
+        """The data for a training that starts from weights which were trained with the preprocessing ``before``.
+
+        As ``as_trained``, but images in memory keep their size, and their own mean and deviation if they have another
+        number of channels.
+        """
+        if self.in_memory:
+            own, alike = self.preprocessing, len(before.mean) == len(self.mean)
+            before = own.changed(mean=before.mean, std=before.std) if alike else own
+        return self.as_trained(before, options, stated, f"{where} was trained")
 
     def __str__(self) -> str:
         sizes = ", ".join(f"{len(getattr(self, split)):,} {split}" for split in SPLITS)

@@ -127,13 +127,16 @@ class Preprocessing:
         model.pretrained_cfg = model.default_cfg = said
 
     @classmethod
-    def of(cls, model: nn.Module) -> Preprocessing:
+    def of(cls, model: nn.Module, test: bool = True) -> Preprocessing:
         """That of a model, as its ``pretrained_cfg`` says it; what that does not say is timm's default.
+
+        Args:
+            test: take the size and crop that are said to score best, where they are others than those of the training.
 
         Raises:
             DataError: timm has no such preprocessing.
         """
-        found = resolve_data_config({}, model=model, use_test_size=True)
+        found = resolve_data_config({}, model=model, use_test_size=test)
         _, height, width = found["input_size"]
         return cls(
             (height, width), tuple(found["mean"]), tuple(found["std"]), float(found["crop_pct"]),

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from types import MethodType
 from typing import Any
 
 import torch
@@ -32,6 +33,21 @@ def keepers(model: nn.Module) -> list[nn.Module]:
     return [module for module in model.modules() if running_statistics(module)]
 
 
+def hold(norm: Any) -> None:
+    """Lets a module keep its running statistics for good: it stays in evaluation mode, whatever mode its model gets."""
+    norm.eval()
+    norm.train = MethodType(_stay, norm)  # a copy of the module binds it to the copy
+
+
+def _stay(norm: nn.Module, mode: bool = True) -> nn.Module:
+    return norm
+
+
+def is_held(module: nn.Module) -> bool:
+    """Whether ``hold`` was called on it."""
+    return "train" in vars(module)
+
+
 @torch.no_grad()
 def recompute(model: nn.Module, batches: Iterable[Tensor]) -> None:
     """Replaces running statistics by their means over ``batches``, each (batch, channels, height, width).
@@ -39,7 +55,7 @@ def recompute(model: nn.Module, batches: Iterable[Tensor]) -> None:
     As ``torch.optim.swa_utils.update_bn``, for all norms that have a ``momentum``. The others take in the batches in
     their own way, from the statistics that they have.
     """
-    norms = keepers(model)
+    norms = [norm for norm in keepers(model) if not is_held(norm)]
     if norms:
         with mode(model, training=True), _averaging(norms):
             for batch in batches:
@@ -83,10 +99,14 @@ def synchronise(model: nn.Module) -> nn.Module:
     A norm with a method ``synchronised()`` is replaced by what that returns, torch's batch norms by
     ``nn.SyncBatchNorm``. Other norms stay as they are.
     """
+    held = [name for name, module in model.named_modules() if is_held(module)]
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             setattr(parent, name, _synchronised(child))
-    return convert_sync_batchnorm(_synchronised(model))
+    made = convert_sync_batchnorm(_synchronised(model))
+    for name in held:
+        hold(made.get_submodule(name))
+    return made
 
 
 def _synchronised(module: Any) -> nn.Module:

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import filterfalse
 from typing import Any, TypeVar, cast
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from optnet.errors import ConfigError, RequestError
-from optnet.networks.statistics import keepers, running_statistics
+from optnet.networks.statistics import is_held, keepers, running_statistics
 from optnet.options import choice, number
 
 BATCH_NORMS = ("reduce", "broadcast", "none", "synchronise")
@@ -176,7 +177,7 @@ def share_buffers(model: nn.Module, how: str) -> None:
     Norms that cannot be synchronised are averaged with ``synchronise`` too.
     """
     if size() > 1 and how != "none":
-        for norm in keepers(model):
+        for norm in filterfalse(is_held, keepers(model)):
             for statistic in running_statistics(norm).values():
                 if how == "broadcast":
                     dist.broadcast(statistic, 0)

@@ -49,12 +49,14 @@ class Kind:
         build: makes it from (recipe, model, steps of the run in mini-batches).
         observers: what has to watch a run for this trainer, from (recipe, course).
         distributed: whether several processes can train one network with it.
+        freezes: whether it leaves parameters alone that need no gradient.
     """
 
     options: type[Any]
     build: Callable[[Recipe, nn.Module, int], Trainer]
     observers: Callable[[Recipe, Course], list[Observer]] = lambda recipe, course: []
     distributed: bool = False
+    freezes: bool = False
 
 
 def _backprop(recipe: Recipe, model: nn.Module, steps: int) -> Trainer:
@@ -89,7 +91,7 @@ def _by_gradients(kind: type[lifted.LPOM]) -> Callable[[Recipe, nn.Module, int],
 
 
 TRAINERS = {
-    "backprop": Kind(BackpropOptions, _backprop, _recalibration, distributed=True),
+    "backprop": Kind(BackpropOptions, _backprop, _recalibration, distributed=True, freezes=True),
     "lpom": Kind(lifted.LPOMOptions, _by_gradients(lifted.LPOM)),
     "penalty": Kind(lifted.PenaltyOptions, _by_gradients(lifted.Penalty)),
     "mac": Kind(lifted.MACOptions, lambda recipe, model, steps: lifted.MAC(model, recipe.options)),
