@@ -32,7 +32,7 @@ def record(
     settings: Mapping[str, Any], overrides: Sequence[str], model: nn.Module, data: DataSet, device: torch.device,
     processes: int,
 ) -> dict[str, Any]:  # fmt: skip
-    """What record.json says of one start of a run; ``settings`` as they were given, and as they came to be."""
+    """What record.jsonl says of one start of a run; ``settings`` as they were given, and as they came to be."""
     return {
         "started": datetime.now().astimezone().isoformat(timespec="seconds"), "command": shlex.join(sys.argv),
         "overrides": list(overrides), "folder": os.getcwd(), "git": git(Path.cwd()),

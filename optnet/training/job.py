@@ -52,7 +52,7 @@ class Job:
         batch_norm: one of ``distributed.BATCH_NORMS``.
         place: the folder, inside the folder of all runs, that the run's own folder is made in.
         settings: the whole request as plain containers; ``record`` is the same as the text of config.yaml.
-        origin: what record.json says of this start of the run.
+        origin: what record.jsonl says of this start of the run.
         sources: of the user's own algorithm: the name of a file -> its text.
         label: what the name of the run folder ends with, after the date and time.
         random: the state of the random numbers that training begins with.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import uuid
 from collections.abc import Callable, Mapping
@@ -14,7 +13,7 @@ from typing import Any
 from optnet.errors import CheckpointError, ConfigError, RequestError, reason
 from optnet.training import checkpoint
 from optnet.training.checkpoint import Checkpoint
-from optnet.training.folder import Lock, is_own, new_folder, write_json, write_whole
+from optnet.training.folder import Lock, as_json, is_own, new_folder, write_whole
 from optnet.training.logbook import Logbook, Record
 
 
@@ -79,12 +78,17 @@ def go_on(folder: Path, saved: Checkpoint, say: Callable[[str], None]) -> Opened
 
 
 def record(folder: Path, origin: Mapping[str, Any], sources: Mapping[str, str]) -> None:
-    """Adds a start of the run to record.json, and keeps the sources of its algorithm beside its checkpoints."""
-    file = folder / "record.json"
-    try:
-        earlier = json.loads(file.read_text()) if is_own(file) else []
-    except (OSError, ValueError, RecursionError):
-        earlier = []
-    write_json(file, [*(earlier if isinstance(earlier, list) else []), origin])
+    """Adds a line for this start to record.jsonl, and keeps the sources of its algorithm beside its checkpoints."""
+    file = folder / "record.jsonl"
+    if not is_own(file):
+        file.unlink(missing_ok=True)
+    with open(file, "a", encoding="utf-8") as opened:
+        opened.write(("" if _whole(file) else "\n") + as_json(origin))
     for name, text in sources.items():
         write_whole(folder / "checkpoints" / name, text)
+
+
+def _whole(file: Path) -> bool:
+    """Whether the last line of a file is complete."""
+    text = file.read_bytes()
+    return not text or text.endswith(b"\n")
