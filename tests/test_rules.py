@@ -12,7 +12,7 @@ from helpers import crossed
 import optnet
 from optnet import Iterate, ModelError, Operator
 from optnet.data import load
-from optnet.networks.rules import RULES, table
+from optnet.networks.rules import CONSTANTS, NAMES, RULES, table
 from optnet.networks.unrolled import coefficient_names, unrolled_in
 
 FAMILIES = {
@@ -56,6 +56,8 @@ def iterates(program, row):
 
 def check(rule, model, tolerance=1e-6):
     """The promise of each rule, read from the weights alone."""
+    if rule in CONSTANTS:
+        return
     several = 0
     for program, row, now in weights(model):
         start, (kept, memory) = np.array(row.weights), iterates(program, row)
@@ -76,7 +78,7 @@ def check(rule, model, tolerance=1e-6):
     assert several or rule
 
 
-@pytest.mark.parametrize("rule, family", crossed(RULES, FAMILIES))
+@pytest.mark.parametrize("rule, family", crossed(NAMES, FAMILIES))
 def test_a_rule_is_kept_at_every_step(rule, family):
     data = load("digits", "")
     model = build(family, rule)
@@ -103,7 +105,8 @@ def test_a_rule_is_kept_at_every_step(rule, family):
             steps += 1
             if steps == 50:
                 moved = [not np.allclose(now, row.weights) for _, row, now in weights(model)]
-                assert any(moved) and (all(moved) or rule in ("simplex", "doubly_stochastic"))  # a corner stays one
+                some_stay = rule in CONSTANTS or rule in ("simplex", "doubly_stochastic")  # corners are reached again
+                assert any(moved) and (all(moved) or some_stay)
                 return
 
 
@@ -116,7 +119,7 @@ def test_far_outside_the_rule_still_holds(rule):
         check(rule, model, 1e-4 * max(1, scale / 10))
 
 
-@pytest.mark.parametrize("rule", sorted(RULES))
+@pytest.mark.parametrize("rule", sorted(NAMES))
 @pytest.mark.parametrize("per_channel", [False, True])
 def test_pytorchs_tools_accept_it(rule, per_channel, tmp_path):
     model = build("HB-Net", rule, per_channel=per_channel).eval()
@@ -201,7 +204,7 @@ def test_what_is_stable_for_two_iterates_is_zero_stability(beta, allowed):
             table("stable", program, 0, None, None)
 
 
-@pytest.mark.parametrize("rule", sorted(RULES))
+@pytest.mark.parametrize("rule", sorted(NAMES))
 def test_the_coefficient_table_shows_the_weights(rule):
     model = build("HB-Net", rule)
     before = {(entry.stage, entry.step, entry.term): entry.value for entry in optnet.coefficients(model)}
@@ -215,8 +218,69 @@ def test_the_coefficient_table_shows_the_weights(rule):
             assert [after[stage, row, term] for term in terms] == pytest.approx(now.tolist())
 
 
-@pytest.mark.parametrize("rule", sorted(RULES))
+@pytest.mark.parametrize("rule", sorted(NAMES))
 def test_only_the_coefficients_are_trained(rule):
     model = optnet.freeze_all_but_coefficients(build("ADMM-Net", rule))
     assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == set(ruled(model))
     assert coefficient_names(model) <= model.no_weight_decay()
+
+
+AFFINE = [("heavy_ball", "residual"), ("merge_and_run", "residual"), ("nesterov_dense", "map")]
+
+
+@pytest.mark.parametrize("algorithm, reading", AFFINE)
+def test_learned_constants_are_those_of_the_algorithm(algorithm, reading):
+    """The network with moved constants is the network of the algorithm with these constants."""
+    method = optnet.find_algorithm(algorithm)
+    values = {**method.ancestor, "beta": 0.25} if "beta" in method.ancestor else dict(method.ancestor)
+    layers = {"T": torch.nn.Linear(3, 3).double()}
+    options = {"steps": 4, "operators": layers, "reading": reading, "dtype": torch.float64}
+    network = optnet.unroll(method, coefficients="constants", constants=values, **options)
+    (name,) = coefficient_names(network)
+    moved = dict(network.named_parameters())[name]
+    floats = [key for key, value in {**method.constants, **values}.items() if type(value) is float]
+    moved.data = torch.linspace(-0.4, 0.3, len(moved), dtype=torch.float64)
+    assert len(moved) == len(floats)
+    before = {**method.constants, **values}
+    now = {key: before[key] + change for key, change in zip(floats, moved.tolist(), strict=True)}
+    other = optnet.unroll(method, coefficients="fixed", constants={**values, **now}, **options)
+    points = [torch.randn(2, 3, dtype=torch.float64) for _ in method.starts]
+    for ours, theirs in zip(network(*points), other(*points), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_a_constant_an_iteration():
+    program = optnet.trace("heavy_ball", steps=4, reading="residual", constants={"beta": 0.5})
+    moved = {"beta": optnet.trace("heavy_ball", steps=4, reading="residual", constants={"beta": 1.5})}
+    betas = table("iteration_constants", program, 0, None, torch.float64, moved=moved)
+    assert [len(block.weights) for block in betas.blocks] == [1, 1, 1]  # x_0 - x_{-1} is 0: the first has no effect
+    for k, block in enumerate(betas.blocks):
+        block.weights.data.fill_(0.1 * k)
+    rows = {row.value: row.terms for row in program.combines}
+    for k, (row, found) in enumerate(betas.weights().items()):
+        beta = 0.5 + 0.1 * k
+        assert sorted(found.tolist()) == pytest.approx(sorted([1.0, 1 + beta, -beta])), rows[row]
+
+
+CANNOT = [("halpern", "no constant"), ("admm", "not affine in rho"), ("triple_momentum", "q")]
+
+
+@pytest.mark.parametrize("algorithm, why", CANNOT)
+def test_constants_that_cannot_be_learned_are_named(algorithm, why):
+    with pytest.raises(ModelError, match=why) as error:
+        optnet.create_model(algorithm, coefficients="constants")
+    assert "\n" not in str(error.value) and "take consistent" in str(error.value)
+
+
+@pytest.mark.parametrize("rule", sorted(NAMES))
+def test_a_checkpoint_rebuilds_it(rule):
+    from optnet.training.checkpoint import build as rebuilt
+    from optnet.training.checkpoint import describe
+
+    model = build("HB-Net", rule).eval()
+    for parameter in ruled(model).values():
+        parameter.data.normal_(0, 0.1)
+    kwargs = {"coefficients": rule, **SMALL, "blocks": [3, 3]}
+    again = rebuilt(describe(model, "hbnet_small", kwargs), model.state_dict()).eval()
+    x = torch.randn(2, 1, 8, 8)
+    torch.testing.assert_close(again(x), model(x))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 from optnet.errors import ModelError
@@ -19,19 +19,34 @@ TRANSITIONS = ("restart", "project")
 
 @dataclass(frozen=True)
 class StageProgram:
-    """The algorithm of one stage: the program with the initial coefficients, and the one with the algorithm's own."""
+    """The algorithm of one stage.
+
+    Attributes:
+        start: the program with the initial coefficients.
+        textbook: the program with the algorithm's own coefficients.
+        moved: by the name of a constant, ``start`` with this constant larger by 1; only where constants are learned.
+    """
 
     start: Program
     textbook: Program
+    moved: Mapping[str, Program] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, str]:
-        return {"start": self.start.to_json(), "textbook": self.textbook.to_json()}
+        moved = {f"{_MOVED}{name}": program.to_json() for name, program in self.moved.items()}
+        return {"start": self.start.to_json(), "textbook": self.textbook.to_json(), **moved}
 
     @classmethod
     def from_json(cls, data: Mapping[str, str]) -> Self:
-        if not isinstance(data, Mapping) or set(data) != {"start", "textbook"}:
+        if not isinstance(data, Mapping) or not {"start", "textbook"} <= set(data):
             raise ModelError("programs= takes the list that Network.programs_json() gives")
-        return cls(Program.from_json(data["start"]), Program.from_json(data["textbook"]))
+        programs = {name: Program.from_json(text) for name, text in data.items()}
+        moved = {name[len(_MOVED) :]: program for name, program in programs.items() if name[: len(_MOVED)] == _MOVED}
+        if len(programs) != 2 + len(moved):
+            raise ModelError("programs= takes the list that Network.programs_json() gives")
+        return cls(programs["start"], programs["textbook"], moved)
+
+
+_MOVED = "moved "
 
 
 def suitable_layer(algorithm: Algorithm) -> str:
@@ -53,6 +68,7 @@ def design(
     coefficient_init: str = "ancestor",
     transition: str = "restart",
     constants: Mapping[str, Any] | None = None,
+    learn_constants: bool = False,
 ) -> list[StageProgram]:
     """The programs of a network's stages; ``blocks`` gives the number of iterations of each.
 
@@ -64,9 +80,11 @@ def design(
     Args:
         with_P: whether the layers supply an optional P (an activation after each iteration).
         layer: the layers' family, which chooses the reading: ``map`` for plain layers, else ``residual``.
+        learn_constants: whether the programs with moved constants are needed; see ``StageProgram``.
 
     Raises:
-        ModelError: an option is unknown, or the ancestor's program differs in more than its weights.
+        ModelError: an option is unknown, the ancestor's program differs in more than its weights, or constants are to
+            be learned and there are none, or the weights are not affine in them.
         AlgorithmError: see ``optnet.trace``.
     """
     method = find_algorithm(algorithm)
@@ -87,17 +105,57 @@ def design(
         given.update(constants or {})
         options: dict[str, Any] = {"operators": operators, "reading": reading}
         textbook = start = trace(method, steps=sum(run), constants=given, **options)
+        used = given
         if coefficient_init == "ancestor" and method.ancestor is not None:
-            ancestral = {**given, **method.ancestor, **(constants or {})}
-            start = trace(method, steps=sum(run), constants=ancestral, **options)
+            used = {**given, **method.ancestor, **(constants or {})}
+            start = trace(method, steps=sum(run), constants=used, **options)
             if not start.same_structure(textbook):
                 raise ModelError(
                     f"{method.name}: its ancestor {method.ancestor} has a different program; "
                     f"use coefficient_init=algorithm"
                 )
         borders = _borders(method, run, options, given)
-        programs += map(StageProgram, start.cut(borders, run), textbook.cut(borders, run))
+        moved = moved_programs(method, start, used, options) if learn_constants else {}
+        cut = {name: program.cut(borders, run) for name, program in moved.items()}
+        for j, (own, book) in enumerate(zip(start.cut(borders, run), textbook.cut(borders, run), strict=True)):
+            programs.append(StageProgram(own, book, {name: stages[j] for name, stages in cut.items()}))
     return programs
+
+
+def moved_programs(
+    method: Algorithm, start: Program, constants: Mapping[str, Any], options: Mapping[str, Any]
+) -> dict[str, Program]:
+    """The program with each of its constants larger by 1, alone.
+
+    Raises:
+        ModelError: the algorithm has no constant that is a fraction, or the weights are not affine in the constants.
+    """
+
+    def weights(**changed: float) -> tuple[Program, list[float]]:
+        program = trace(method, steps=start.iterations, constants={**constants, **changed}, **options)
+        return program, [weight for row in program.combines for weight in row.weights]
+
+    values = {name: constants.get(name, default) for name, default in method.constants.items()}
+    values = {name: value for name, value in values.items() if type(value) is float}
+    if not values:
+        raise ModelError(
+            f"coefficients=constants: {method.name} has no constant to learn; take consistent or learnable"
+        )
+    own = weights()[1]
+    moved = {name: weights(**{name: value + 1}) for name, value in values.items()}
+    tried = [{name: value + 0.5} for name, value in values.items()] + [{n: v + 0.25 for n, v in values.items()}]
+    for some in tried:
+        program, found = weights(**some)
+        for name, value in some.items():
+            share = value - values[name]
+            found = [f - share * (m - o) for f, m, o in zip(found, moved[name][1], own, strict=False)]
+        off = max((abs(f - o) for f, o in zip(found, own, strict=False)), default=0.0)
+        if off > 1e-9 or not program.same_structure(start):
+            raise ModelError(
+                f"coefficients=constants: the weights of {method.name} are not affine in {', '.join(some)}, or its "
+                f"terms depend on it; take consistent or learnable"
+            )
+    return {name: program for name, (program, _) in moved.items()}
 
 
 def _borders(

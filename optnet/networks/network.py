@@ -18,6 +18,7 @@ from optnet.networks.design import StageProgram, design, suitable_layer
 from optnet.networks.initialisation import set_weight, weight_norm_scales
 from optnet.networks.layers import FAMILIES, Family, Style
 from optnet.networks.options import NetworkOptions
+from optnet.networks.rules import CONSTANTS
 from optnet.networks.unrolled import coefficient_names, unroll, unrolled_in
 from optnet.options import one_of
 
@@ -46,6 +47,7 @@ class Stage(nn.Module):
         shortcuts = {name: family.shortcut() for name in start.starts}
         self.unrolled = unroll(
             start, textbook=program.textbook, operators=operators, channels=family.chs, packed=True, equal=equal,
+            moved=program.moved,
             shortcuts={name: layer for name, layer in shortcuts.items() if layer is not None or not family.same_start},
             **options,
         )  # fmt: skip
@@ -185,6 +187,7 @@ class Network(nn.Module):
         programs = design(
             method, blocks, with_P=_family(layer).takes_P, layer=layer, reading=chosen.reading,
             coefficient_init=chosen.coefficient_init, transition=chosen.transition, constants=constants,
+            learn_constants=chosen.coefficients in CONSTANTS,
         )  # fmt: skip
         return cls(
             programs, widths, layer=layer, options=chosen, num_classes=num_classes, in_chans=in_chans,

@@ -9,7 +9,7 @@ weights may move, a centre c, and a gauge g, which is at most 1 where the weight
 the program's own weights, and what lies outside is drawn towards the centre.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
@@ -290,11 +290,36 @@ def _written(row: Combine) -> str:
     return ", ".join(f"{weight:g} {term}" for term, weight in zip(row.terms, row.weights, strict=True))
 
 
+def constants(program: Program, moved: Mapping[str, Program], *, per_iteration: bool) -> Iterator[Plan]:
+    """The algorithm's own constants are what is learned, one for all sums or one for each iteration.
+
+    Args:
+        moved: for each constant, the program with this constant larger by 1. The weights are affine in the constants.
+    """
+    blocks: dict[int, list[Combine]] = {}
+    iteration = 0
+    for one in program.instructions:
+        if isinstance(one, Combine):
+            blocks.setdefault(iteration, []).append(one)
+        elif per_iteration:
+            iteration = one.iteration
+    changed = {name: {row.value: np.array(row.weights) for row in other.combines} for name, other in moved.items()}
+    for rows in blocks.values():
+        columns = [np.concatenate([found[row.value] - row.weights for row in rows]) for found in changed.values()]
+        effective = [column for column in columns if np.abs(column).max() > SLACK]
+        size = sum(len(row.terms) for row in rows)
+        yield Plan(tuple(rows), np.array(effective).reshape(len(effective), size).T)
+
+
 Rule = Callable[[Program], Iterator[Plan]]
 RULES: dict[str, Rule] = {
     "consistent": consistent, "stable": stable, "simplex": simplex, "doubly_stochastic": doubly_stochastic,
 }  # fmt: skip
-"""The rules by their names in ``coefficients=``, beside ``learnable`` (free) and ``fixed``."""
+"""The rules that need the program alone, by their names in ``coefficients=``."""
+CONSTANTS = {"constants": False, "iteration_constants": True}
+"""The rules that learn the algorithm's constants -> whether each iteration has its own."""
+NAMES = (*RULES, *CONSTANTS)
+"""All rules, beside ``learnable`` (free) and ``fixed``."""
 
 
 def table(
@@ -304,14 +329,20 @@ def table(
     device: torch.device | str | None,
     dtype: torch.dtype | None,
     equal: Sequence[str] = (),
+    moved: Mapping[str, Program] | None = None,
 ) -> Table:
     """The weights of a program under a rule. Sums that the rule leaves no freedom are not in it.
 
     Args:
         channels: a weight for each channel; 0: one for all.
         equal: starting points with equal values. The difference of their weights changes nothing, so it is not learned.
+        moved: see ``constants``.
     """
-    plans = [replace(plan, basis=_alike(plan, equal)) for plan in RULES[rule](program)]
+    if rule in CONSTANTS:
+        made = constants(program, moved or {}, per_iteration=CONSTANTS[rule])
+    else:
+        made = (replace(plan, basis=_alike(plan, equal)) for plan in RULES[rule](program))
+    plans = list(made)
     return Table([plan for plan in plans if plan.basis.shape[1]], channels, device, dtype)
 
 

@@ -15,11 +15,12 @@ from optnet.language.lookup import find_algorithm
 from optnet.language.program import Program
 from optnet.language.tracing import all_constants, trace
 from optnet.networks.activation_checkpointing import MEMORY, set_recomputing
+from optnet.networks.design import moved_programs
 from optnet.networks.emitting import Emitter, Factory
-from optnet.networks.rules import RULES, Table, table
+from optnet.networks.rules import CONSTANTS, NAMES, Table, table
 from optnet.options import one_of
 
-COEFFICIENTS = ("learnable", "fixed", *RULES)
+COEFFICIENTS = ("learnable", "fixed", *NAMES)
 MOST = 20_000
 """The number of instructions of the largest program that becomes a module."""
 
@@ -186,6 +187,7 @@ def unroll(
     shortcuts: Mapping[str, nn.Module | None] | None = None,
     textbook: Program | None = None,
     equal: Sequence[str] = (),
+    moved: Mapping[str, Program] | None = None,
     packed: bool = False,
     memory: str = "keep",
     device: torch.device | str | None = None,
@@ -206,7 +208,7 @@ def unroll(
         steps: the number of iterations.
         operators: a module or factory for each operator to trace.
         coefficients: ``learnable`` (1-d parameters named ``coefficients.<row>``), ``fixed`` numbers, or learned under a
-            rule of ``optnet.networks.rules.RULES``.
+            rule of ``optnet.networks.rules.NAMES``.
         reading: ``map`` (default) or ``residual``; see ``optnet.trace``.
         per_channel: one coefficient per channel instead of one per term; needs ``channels``.
         channels: the number of channels (dimension 1) of the iterates.
@@ -214,6 +216,7 @@ def unroll(
             None says that it has another shape and enters sums only through operators.
         textbook: the algorithm's own program, if ``algorithm`` is one with other weights.
         equal: starting points that always have equal values; see ``rules.table``.
+        moved: the program with each constant moved, where constants are learned; see ``design.StageProgram``.
         packed: the module takes one list of tensors and returns one, for callers with a varying number of them.
         memory: ``keep`` the layers' activations for the backward pass, or ``checkpoint``: keep their inputs and
             recompute the rest.
@@ -244,13 +247,18 @@ def unroll(
             for name, value, default in (
                 ("coefficients", coefficients, "learnable"), ("reading", reading, None), ("channels", channels, None),
                 ("per_channel", per_channel, False), ("packed", packed, False), ("memory", memory, "keep"),
-                ("device", device, None), ("textbook", textbook, None), ("dtype", dtype, None),
+                ("device", device, None), ("textbook", textbook, None), ("dtype", dtype, None), ("equal", equal, ()),
+                ("moved", moved, None),
             )
             if value is not default and value != default
         }  # fmt: skip
         given = all_constants(method, constants, more, options)
         program = trace(method, steps=steps, operators=operators, reading=reading or "map", constants=given)
+        if coefficients in CONSTANTS:
+            moved = moved_programs(method, program, given, {"operators": operators, "reading": reading or "map"})
     _check_operators(program, operators)
+    if coefficients in CONSTANTS and not moved:
+        raise OperatorError(f"coefficients={coefficients} needs the algorithm itself, or moved= beside the program")
     if len(program.instructions) > MOST:
         raise ProgramError(
             f"{program.name}: {len(program.instructions):,} instructions are too many for a module, which has at most "
@@ -263,8 +271,11 @@ def unroll(
             raise OperatorError(f"{program.name} has no starting point '{start}'; it has: {', '.join(program.starts)}")
         if shortcut is None:
             program, textbook = without(program, start), without(textbook, start, at_any_weight=True)
+            moved = {name: without(other, start, at_any_weight=True) for name, other in (moved or {}).items()}
     width = (channels if per_channel else 0) if coefficients != "fixed" else None
-    ruled = table(coefficients, program, width or 0, device, dtype, equal) if coefficients in RULES else None
+    ruled = None
+    if coefficients in NAMES:
+        ruled = table(coefficients, program, width or 0, device, dtype, equal, moved)
     emitter = Emitter(program, operators, projections, width, packed, device, dtype, ruled)
     by_starts = {1: _UnrolledFromOne, 2: _UnrolledFromTwo}
     kind = _UnrolledFromList if packed else by_starts.get(len(program.starts), Unrolled)
