@@ -280,7 +280,7 @@ def compose(
             groups = [group for group in loader.list_groups("") if group not in ("hydra", "schema")]
             options = {group: sorted(loader.get_group_options(group)) for group in groups}
         return typed(schema, config), options
-    except (HydraException, OmegaConfBaseException, ValueError, TypeError, AssertionError) as error:
+    except (HydraException, OmegaConfBaseException, ValueError, TypeError, AssertionError, OSError) as error:
         if isinstance(error, RequestError):
             raise
         raise refused(error, _defaults(schema), overrides, _groups(schema)) from None
