@@ -25,7 +25,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
 import optnet
-from optnet.app import sweep
+from optnet.app import completion, sweep
 from optnet.app.config import Evaluate, Train
 from optnet.app.exits import exit_statuses
 from optnet.app.guide import guide
@@ -80,7 +80,9 @@ def run(name: str, schema: Schema, prepare: Prepare, job: sweep.Job) -> None:
             config, groups = compose(name, schema, asked.overrides)
             print(guide(name, config, groups))
             return
-        if schema is Evaluate:
+        if asked.shell_completion:
+            completion.check(asked.overrides)
+        elif schema is Evaluate:
             _check_data(asked.overrides)
         if not (asked.hydra_help or asked.shell_completion):
             place = _place(asked)
