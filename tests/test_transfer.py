@@ -304,3 +304,17 @@ def test_a_file_that_would_run_code_is_refused(tmp_path):
     with pytest.raises(RequestError, match="holds a pickled timm"):
         prepare(config(tmp_path, init_from=str(tmp_path / "model.pth"), model=Model("test_resnet")))
     assert [path.name for path in tmp_path.iterdir()] == ["model.pth"]
+
+
+@pytest.mark.parametrize("kind", ["wrapped", "pickled"])
+def test_timms_own_way_to_a_file_reads_the_same(tmp_path, kind):
+    """model.kwargs.checkpoint_path, of which timm itself reads fewer layouts."""
+    trained, file = timm.create_model("test_resnet", num_classes=10, in_chans=1), tmp_path / "x.pth"
+    names = {f"net.{name}": value for name, value in trained.state_dict().items()}
+    torch.save({"state_dict": names} if kind == "wrapped" else trained, file)
+    made = config(tmp_path, model=Model("test_resnet", kwargs={"checkpoint_path": str(file)}))
+    if kind == "wrapped":
+        assert same(trained.state_dict(), prepare(made).model.state_dict())
+    else:
+        with pytest.raises(CheckpointError, match="holds a pickled timm"):
+            prepare(made)
