@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from helpers import TINY, class_folder, config, go, only_run, prepare, some
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch import nn
 from torch.func import functional_call
 from torch.utils.tensorboard import SummaryWriter
@@ -336,6 +337,16 @@ def test_every_promised_tag_has_its_points(tmp_path):
     )
     summary = json.loads((folder / "summary.json").read_text())
     assert found.Scalars("result/final")[0].value == pytest.approx(summary["final"])
+
+
+def test_the_table_of_hyperparameters_begins_with_what_people_compare(tmp_path):
+    """TensorBoard's columns have the order of the file: the learning rate and the seed, the final score."""
+    folder = watched(tmp_path, epochs=1, every=0, conditioning=0, figures="none", graph=False)
+    content = events(folder).summary_metadata["_hparams_/experiment"].plugin_data.content
+    experiment = HParamsPluginData.FromString(content).experiment
+    names = [info.name for info in experiment.hparam_infos]
+    assert names[:5] == ["lr", "seed", "model.name", "data.name", "batch_size"] and len(names) == len(set(names)) > 30
+    assert [info.name.tag for info in experiment.metric_infos][:2] == ["result/final", "result/best"]
 
 
 def test_what_is_switched_off_is_not_there(tmp_path):

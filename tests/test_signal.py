@@ -148,3 +148,9 @@ def test_wrong_requests(request_, capsys, tmp_path, monkeypatch):
     assert main(["signal", *request_.split()]) == 2
     out, err = capsys.readouterr()
     assert err.startswith("error: ") and err.count("\n") == 1 and not out and not list(tmp_path.iterdir())
+
+
+def test_one_point_is_seen():
+    """A line through one point is empty; the point has a marker."""
+    made = signal.figure({"default": [signal.Point("fc", 1.0, 1.0)]}, "one layer")
+    assert all(line.get_marker() == "." for axes in made.axes for line in axes.lines) and len(made.axes[0].lines) == 1

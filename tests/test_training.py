@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import optnet
 from optnet import CheckpointError, ConfigError
 from optnet.app import evaluate as assess
+from optnet.app.compose import compose, register
 from optnet.app.config import Evaluate, Model, Train
 from optnet.data import DataOptions, load
 from optnet.data.loading import FileLoader
@@ -385,3 +386,11 @@ def test_an_existing_file_is_not_overwritten(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="nothing can be made in"):
         assess.prepare(Evaluate(model="hbnet_small", device="cpu", output="notes.json/a.json"))
     assert (tmp_path / "notes.json").read_text() == "my notes"
+
+
+def test_the_settings_in_python_are_those_of_the_command_line(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["train.py"])
+    register("train", Train, [])
+    composed, _ = compose("train", Train, [])
+    assert composed == Train()
+    assert compose("train", Train, ["data=svhn"])[0].data.augment == "none"

@@ -150,6 +150,8 @@ def register(name: str, schema: Schema, arguments: list[str]) -> list[str]:
     store = ConfigStore.instance()
     node = OmegaConf.structured(schema)
     if "trainer" in node:
+        node.data = DataOptions()  # what a group's option does not say is as the class has it
+        node.algorithm = {}
         node.trainer = {}  # its keys are those of the option that is chosen; their types are checked with all others
     store.store(name=f"{name}_schema", node=node)
     if "algorithm" not in node:

@@ -65,8 +65,8 @@ class Train(RunOptions):
     )  # fmt: skip
     runs: str = path("runs", help="the folder that the runs' folders are made in")
     model: Model = field(default_factory=Model)
-    algorithm: dict[str, Any] = option(factory=dict, help="the algorithm's name, and its constants")
-    data: DataOptions = field(default_factory=DataOptions)
+    algorithm: dict[str, Any] = option(factory=lambda: {"name": None}, help="the algorithm's name, and its constants")
+    data: DataOptions = field(default_factory=lambda: DataOptions(augment="shift"))  # as data=digits has it
     init: InitOptions = field(default_factory=InitOptions)
     optim: OptimOptions = field(default_factory=OptimOptions)
     schedule: ScheduleOptions = field(default_factory=ScheduleOptions)

@@ -144,8 +144,8 @@ def figure(points: dict[str, Sequence[Point]], title: str) -> Figure:
     for name, line in points.items():
         label = drawable(name)
         depth = range(1, len(line) + 1)
-        left.semilogy(depth, [point.activation for point in line], label=label)
-        right.semilogy(depth, [point.gradient for point in line], label=label)
+        left.semilogy(depth, [point.activation for point in line], marker=".", label=label)
+        right.semilogy(depth, [point.gradient for point in line], marker=".", label=label)
     left.set(title=f"{drawable(title)}: activations", xlabel="layer", ylabel="root mean square")
     right.set(title="gradients", xlabel="layer", ylabel="norm, over the deepest layer's")
     for axes in (left, right):

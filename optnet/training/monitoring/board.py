@@ -18,6 +18,9 @@ from optnet.networks.unrolled import coefficients, unrolled_in
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
+FIRST = ("lr", "seed", "model.name", "algorithm.name", "data.name", "batch_size", "epochs", "optim.name")
+"""The first columns of TensorBoard's table of hyperparameters."""
+
 
 def layout(model: nn.Module) -> dict[str, dict[str, list[Any]]]:
     """The custom scalars: curves that belong together, one chart a stage."""
@@ -68,4 +71,5 @@ def add_hyperparameters(
     events: SummaryWriter, table: dict[str, int | float | str | bool], metrics: dict[str, float], step: int
 ) -> None:
     """Writes the table and the run's results into the run's own folder, where they are this run, not another one."""
-    events.add_hparams(table, metrics, run_name=".", global_step=step)
+    first = {key: table[key] for key in FIRST if key in table}  # TensorBoard shows the columns in their order
+    events.add_hparams({**first, **table}, metrics, run_name=".", global_step=step)

@@ -130,7 +130,7 @@ class Monitor(Observer):
         self._pictures("end", trainer.model, summary["epochs"])
         table = {key: value for key, value in self.settings.items() if key not in OPERATIONAL}
         table = board.hyperparameters(table, OPEN)
-        results = {f"result/{key}": summary[key] for key in ("best", "final", "parameters", "train_seconds")}
+        results = {f"result/{key}": summary[key] for key in ("final", "best", "parameters", "train_seconds")}
         board.add_hyperparameters(self.events, table, results, summary["epochs"])
 
     @contextmanager
