@@ -20,7 +20,7 @@ from optnet.app.terminal import console, table
 from optnet.errors import ConfigError, printable, reason
 from optnet.training import distributed
 from optnet.training.environment import find_device, versions
-from optnet.training.folder import check_place, new_folder, replacing, write_json
+from optnet.training.folder import check_place, new_folder, replacing, shortened, write_json
 from optnet.training.interruption import Stopped
 from optnet.training.measuring import multiply_adds, throughput
 from optnet.training.scoring import Score, evaluate
@@ -81,6 +81,10 @@ def prepare(config: Evaluate, overrides: Sequence[str] = ()) -> Request:
         subjects = [of_checkpoint(config, file, name, stated) for file, name in zip(files, models, strict=True)]
     else:
         subjects = [of_name(config, name, stated) for name in names]
+    if config.output is None:
+        file = _output(config, subjects)
+        check_place("output", str(file.parent.parent if _is_new(file) else file), file.parent)
+        _earlier(file)
     for subject in subjects:
         subject.try_forward()
     return Request(config, device, subjects)
@@ -105,7 +109,12 @@ def score(request: Request, label: str = "") -> Result:
             print(printable(f"{subject.name}: {subject.said}"), flush=True)
     scores = [_score(subject, request) for subject in request.subjects]
     if distributed.is_primary():
-        file = _output(request, label)
+        file = _output(request.config, request.subjects)
+        try:
+            file = new_folder(file.parent.parent, label) / file.name if _is_new(file) else file
+            file.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise Stopped(f"error: {file} cannot be written: {reason(error)}", said=False) from None
         earlier, entries = _earlier(file), []
         drawings = []
         for number, (subject, (scored, unreadable)) in enumerate(
@@ -176,26 +185,32 @@ def _show(request: Request, entries: list[dict[str, Any]]) -> None:
             print(printable(f"{subject.name}: left out: {line}"))
 
 
-def _output(request: Request, label: str) -> Path:
-    """evaluation.json: as given, else in the folder of the one checkpoint's run, else in a run folder of its own."""
-    first = request.subjects[0]
-    if request.config.output is not None:
-        file = Path(request.config.output)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        return file
-    if first.kind == "checkpoint" and len(request.subjects) == 1:
+def _output(config: Evaluate, subjects: Sequence[Subject]) -> Path:
+    """evaluation.json: as given, else in the folder of the one checkpoint's run, else in a new run folder ``*``."""
+    first = subjects[0]
+    if config.output is not None:
+        return Path(config.output)
+    if first.kind == "checkpoint" and len(subjects) == 1:
         folder = Path(first.name).resolve().parent
         return (folder.parent if folder.name == "checkpoints" else folder) / "evaluation.json"
-    names = "-".join(Path(subject.name).stem for subject in request.subjects)
-    return new_folder(Path("runs") / f"evaluation-{names[:80]}-{first.data.name}", label) / "evaluation.json"
+    names = shortened("-".join(Path(subject.name).stem for subject in subjects), 80)
+    return Path("runs") / f"evaluation-{names}-{first.data.name}" / NEW / "evaluation.json"
+
+
+NEW = "*"
+"""Stands for the name of a folder that is made when there is something to write."""
+
+
+def _is_new(file: Path) -> bool:
+    return file.parent.name == NEW
 
 
 def _earlier(file: Path) -> list[Any]:
     if not file.exists():
         return []
     try:
-        entries = json.loads(file.read_text())
-    except ValueError:
+        entries = json.loads(file.read_text()) if file.is_file() else None
+    except (ValueError, RecursionError):
         entries = None
     if not isinstance(entries, list):
         raise ConfigError(f"{file} exists and is not a list of evaluations; give another output=FILE")

@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 from optnet.app.exits import one_line
 from optnet.app.terminal import console, table
 from optnet.errors import RequestError, reason
+from optnet.training.folder import shortened
 from optnet.training.interruption import Interrupted, Stopped
 from optnet.training.logbook import as_json
 
@@ -115,7 +116,7 @@ def label(number: int, swept: str, seed: Any) -> str:
     parts = [str(number), *filter(None, [swept])]
     if seed is not None and not re.search(r"\bseed-\d+", swept):
         parts.append(f"seed-{seed}")
-    return re.sub(r"[^\w.+-]+", "_", "_".join(parts))[:120].rstrip("_")
+    return shortened(re.sub(r"[^\w.+-]+", "_", "_".join(parts)), 120).rstrip("_")
 
 
 def outcomes(folder: Path) -> list[Outcome]:

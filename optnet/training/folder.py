@@ -33,6 +33,11 @@ def new_folder(place: Path, label: str = "") -> Path:
     raise FileExistsError(f"{place} has a thousand runs of this second")
 
 
+def shortened(name: str, most: int) -> str:
+    """The first letters of a name, in at most so many bytes: a file system counts bytes."""
+    return name.encode(errors="replace")[:most].decode(errors="ignore")
+
+
 def check_place(key: str, given: str, folder: Path) -> None:
     """Checks that files can be made in a folder, or that it can be made. Leaves nothing.
 

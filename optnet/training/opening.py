@@ -42,14 +42,16 @@ def make(place: Path, label: str, say: Callable[[str], None]) -> Opened:
         ConfigError: it cannot be written; it is not there then.
     """
     folder: Path | None = None
+    missing = [parent for parent in (place, *place.parents) if not parent.exists()]
     try:
         folder = new_folder(place, label)
         return Opened(folder, uuid.uuid4().hex, Lock(folder), Logbook(folder, say))
     except OSError as error:
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
-            with suppress(OSError):
-                place.rmdir()  # if it is empty
+        with suppress(OSError):  # a folder that is not empty stays
+            for parent in missing:
+                parent.rmdir()
         raise ConfigError(f"{folder or place} cannot be written ({reason(error)}); make room, or give runs=") from None
 
 
