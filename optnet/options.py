@@ -5,6 +5,7 @@ Signature checks, the command line, ``--help`` and messages all read the declara
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 from collections.abc import Collection, Iterator
@@ -155,6 +156,8 @@ def check(config: Any, prefix: str = "", error: type[RequestError] = ConfigError
             check(value, f"{name}.", error)
             continue
         _check_text(name, value, error)
+        if key.metadata.get("path"):
+            _check_path(name, value, error)
         if value == "":
             given = example(config, key.name)
             raise error(f"{name}= is empty; give a value" + (f" like {given}" if given != "null" else ", or null"))
@@ -187,6 +190,16 @@ def _check_text(name: str, value: Any, error: type[RequestError]) -> None:
             _check_text(name, entry, error)
     elif isinstance(value, str) and ("\0" in value or (not value.isascii() and _surrogates(value))):
         raise error(f"{name}={value!r} has a character that no name can have; leave it out")
+
+
+def _check_path(name: str, value: Any, error: type[RequestError]) -> None:
+    """Checks that a path, or each of several, is not too long for the file system."""
+    for path in value if isinstance(value, list) else [value]:
+        try:
+            os.lstat(path if isinstance(path, str) else ".")
+        except OSError as failure:
+            if failure.errno == errno.ENAMETOOLONG:
+                raise error(f"{name}={path} is too long for a path; give a shorter one") from None
 
 
 def _surrogates(text: str) -> bool:

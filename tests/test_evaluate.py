@@ -130,6 +130,7 @@ def test_a_checkpoint_scores_as_training_logged(tmp_path, average):
     assert found[0]["top1"] == lines[-1]["validation_top1"]
     assert found[0]["loss"] == pytest.approx(lines[-1]["validation_loss"], abs=1e-6)
     assert found[1]["top1"] == summary["best"]
+    assert entries(tmp_path / "folder", checkpoint=str(folder), split="validation")[0]["checkpoint"] == best
     found = entries(tmp_path / "test", checkpoint=best)
     assert (found[0]["correct"], found[0]["count"]) == (summary["correct"], summary["count"])
 

@@ -82,21 +82,30 @@ class Command:
             raise
         if status is not None:
             assert found == status, self.log.read_text()
-        gone(process.pid)
+        gone(process.pid, self.place)
         return self.log.read_text()
 
 
-def gone(group, seconds=60):
-    """Waits until no process of a group is left."""
+def gone(group, place, seconds=60):
+    """Waits until no process of a group, or of a run in ``place``, is left: torchrun's are groups of their own."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         try:
             os.killpg(group, 0)
         except ProcessLookupError:
-            return
+            if not [file for file in Path("/proc").glob("[0-9]*/cmdline") if str(place).encode() in contents(file)]:
+                return
         time.sleep(0.02)
-    os.killpg(group, signal.SIGKILL)
+    with suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)
     raise AssertionError(f"processes of the group {group} are left")
+
+
+def contents(file):
+    try:
+        return file.read_bytes()
+    except OSError:  # the process has ended
+        return b""
 
 
 def send(process, number, to):
@@ -199,7 +208,7 @@ def test_a_hundred_kills(tmp_path, images, workers, processes, torchrun):
         status = process.wait(120)
         if number == signal.SIGKILL:
             send(process, number, "group")  # of a launcher that was killed the processes it started are left
-        gone(process.pid)
+        gone(process.pid, command.place)
         assert status != 0, command.log.read_text()
         statuses.append((number.name, to, status))
         process = command.resume()

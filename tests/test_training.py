@@ -382,6 +382,6 @@ def test_an_existing_file_is_not_overwritten(tmp_path, monkeypatch):
     (tmp_path / "notes.json").write_text("my notes")
     with pytest.raises(ConfigError, match="another output"):
         assess.prepare(Evaluate(model="hbnet_small", device="cpu", output="notes.json"))
-    with pytest.raises(ConfigError, match="must be a file"):
+    with pytest.raises(ConfigError, match="nothing can be made in"):
         assess.prepare(Evaluate(model="hbnet_small", device="cpu", output="notes.json/a.json"))
     assert (tmp_path / "notes.json").read_text() == "my notes"

@@ -4,11 +4,13 @@ import copy
 import os
 import signal
 
+import huggingface_hub
 import pytest
 import timm
 import torch
 import torchvision
 from helpers import ROOT, call, class_folder, config, go, metrics, only_run, prepare
+from safetensors.torch import save_file
 from torch import nn
 
 import optnet
@@ -248,29 +250,27 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(one, two, said):
     assert str(error.value).isprintable() and same(kept, model.state_dict())
 
 
-def test_timms_weights_of_a_tag(tmp_path, monkeypatch):
-    """From timm's cache of files; a size of training and not that of its best test."""
-    asked = []
-    create = timm.create_model
-
-    def cached(name, pretrained=False, **kwargs):
-        asked.append((name, pretrained))
-        torch.manual_seed(3)
-        return create(name, **kwargs)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(timm, "create_model", cached)
-        found = transfer.find("resnet18.a1_in1k")
-    assert asked == [("resnet18.a1_in1k", True)]
-    torch.manual_seed(3)
-    assert same(create("resnet18").state_dict(), found.state)
-    assert found.preprocessing == Preprocessing(
-        (224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 0.95, "bicubic"
-    )
-    with monkeypatch.context() as patched:
-        patched.setattr(timm, "create_model", lambda *_, **__: 1 / 0)
-        with pytest.raises(CheckpointError, match="are not here and cannot be had: division by zero"):
-            transfer.find("resnet18.a1_in1k")
+def test_timms_weights_of_a_tag_from_its_cache(tmp_path, monkeypatch):
+    """The file is here, the network is not. The size is that of the training and not that of its best test."""
+    trained = timm.create_model("resnet18", num_classes=1000)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(CheckpointError, match=r"timm's weights of that name are not here and cannot be had") as error:
+        transfer.find("resnet18.a1_in1k")
+    assert str(error.value).isprintable()
+    place = tmp_path / "models--timm--resnet18.a1_in1k"
+    (place / "snapshots" / "a").mkdir(parents=True)
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text("a")
+    save_file(trained.state_dict(), place / "snapshots" / "a" / "model.safetensors")
+    imagenet = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    for name in ("resnet18.a1_in1k", "hbnet18.a1_in1k"):
+        found = transfer.find(name)
+        assert found.preprocessing == Preprocessing((224, 224), *imagenet, 0.95, "bicubic")
+        model = timm.create_model("hbnet18", num_classes=1000)
+        transfer.start(model, found)
+        images = torch.randn(2, 3, 64, 64)
+        assert torch.allclose(model.eval()(images), trained.eval()(images), atol=1e-4)
 
 
 WRONG = [
@@ -304,3 +304,17 @@ def test_a_file_that_would_run_code_is_refused(tmp_path):
     with pytest.raises(RequestError, match="holds a pickled timm"):
         prepare(config(tmp_path, init_from=str(tmp_path / "model.pth"), model=Model("test_resnet")))
     assert [path.name for path in tmp_path.iterdir()] == ["model.pth"]
+
+
+@pytest.mark.parametrize("kind", ["wrapped", "pickled"])
+def test_timms_own_way_to_a_file_reads_the_same(tmp_path, kind):
+    """model.kwargs.checkpoint_path, of which timm itself reads fewer layouts."""
+    trained, file = timm.create_model("test_resnet", num_classes=10, in_chans=1), tmp_path / "x.pth"
+    names = {f"net.{name}": value for name, value in trained.state_dict().items()}
+    torch.save({"state_dict": names} if kind == "wrapped" else trained, file)
+    made = config(tmp_path, model=Model("test_resnet", kwargs={"checkpoint_path": str(file)}))
+    if kind == "wrapped":
+        assert same(trained.state_dict(), prepare(made).model.state_dict())
+    else:
+        with pytest.raises(CheckpointError, match="holds a pickled timm"):
+            prepare(made)

@@ -25,7 +25,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
 import optnet
-from optnet.app import sweep
+from optnet.app import completion, sweep
 from optnet.app.config import Evaluate, Train
 from optnet.app.exits import exit_statuses
 from optnet.app.guide import guide
@@ -43,6 +43,9 @@ Prepare = Callable[[Sequence[tuple[Any, Sequence[str]]]], Sequence[Any]]
 
 _PREPARED: list[Any] = []
 """The requests of this command that are prepared and not yet run; each has its ``config``."""
+
+MODES = ("run", "multirun", "cfg", "info", "help", "hydra_help", "shell_completion")
+"""Hydra's options of which a command can have one."""
 
 
 def conf() -> Path:
@@ -80,7 +83,9 @@ def run(name: str, schema: Schema, prepare: Prepare, job: sweep.Job) -> None:
             config, groups = compose(name, schema, asked.overrides)
             print(guide(name, config, groups))
             return
-        if schema is Evaluate:
+        if asked.shell_completion:
+            completion.check(asked.overrides)
+        elif schema is Evaluate:
             _check_data(asked.overrides)
         if not (asked.hydra_help or asked.shell_completion):
             place = _place(asked)
@@ -128,7 +133,13 @@ def _arguments(arguments: list[str]) -> Any:
         raise ConfigError(f"{message}; options are written key=value, see --help")
 
     parser.error = fail  # type: ignore[method-assign, assignment]
-    return parser.parse_args(arguments)
+    asked = parser.parse_args(arguments)
+    if asked.resolve and not asked.cfg:
+        raise ConfigError("--resolve goes with --cfg job")
+    modes = [f"--{mode.replace('_', '-')}" for mode in MODES if getattr(asked, mode)]
+    if len(modes) > 1:
+        raise ConfigError(f"{' and '.join(modes)} do not go together; give one of them")
+    return asked
 
 
 def register(name: str, schema: Schema, arguments: list[str]) -> list[str]:
@@ -178,10 +189,19 @@ def _named_by_the_swept_keys(arguments: Sequence[str]) -> str:
 
 
 def _parsed(arguments: Sequence[str]) -> list[Override]:
-    try:
-        return OverridesParser.create().parse_overrides(list(arguments))
-    except HydraException as error:
-        raise ConfigError(one_line(error)) from None
+    parser = OverridesParser.create()
+    found = []
+    for argument in arguments:
+        try:
+            found.append(parser.parse_override(argument))
+        except HydraException as error:
+            why = one_line(error).partition(" See http")[0]
+            why = "" if "NoViableAlt" in why or "missing EQUAL" in why else f" ({why})"
+            raise ConfigError(
+                f"{argument!r} cannot be read{why}; write key=value, and a value with other signs in quotes, like "
+                "'name=\"a b\"'"
+            ) from None
+    return found
 
 
 def keys(overrides: Sequence[str]) -> list[str]:
@@ -260,7 +280,7 @@ def compose(
             groups = [group for group in loader.list_groups("") if group not in ("hydra", "schema")]
             options = {group: sorted(loader.get_group_options(group)) for group in groups}
         return typed(schema, config), options
-    except (HydraException, OmegaConfBaseException, ValueError, TypeError, AssertionError) as error:
+    except (HydraException, OmegaConfBaseException, ValueError, TypeError, AssertionError, OSError) as error:
         if isinstance(error, RequestError):
             raise
         raise refused(error, _defaults(schema), overrides, _groups(schema)) from None

@@ -32,9 +32,13 @@ class Model(_Network):
     """``model=NAME``: one of ours or any of timm's. What is null is the model's own."""
 
     name: str = option("hbnet_small", help="the model: one of ours or any of timm's")
-    blocks: list[int] | None = option(None, help="iterations of the algorithm in each stage; null: the model's")
-    widths: list[int] | None = option(None, help="channels of each stage; null: the model's")
-    hidden: list[int] | None = option(None, help="units of each hidden layer of model=mlp; null: the model's")
+    blocks: list[int] | None = option(
+        None, example=[2, 2, 2], help="iterations of the algorithm in each stage; null: the model's"
+    )
+    widths: list[int] | None = option(None, example=[16, 32, 64], help="channels of each stage; null: the model's")
+    hidden: list[int] | None = option(
+        None, example=[300, 100], help="units of each hidden layer of model=mlp; null: the model's"
+    )
     kwargs: dict[str, Any] = option(factory=dict, help="what else timm.create_model gets, like {drop_path_rate: 0.1}")
 
 

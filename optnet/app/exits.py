@@ -40,5 +40,10 @@ def exit_statuses() -> Iterator[None]:
         sys.exit(error.status)
 
 
+MOST = 1000
+"""Letters of a line, at most: a name may have thousands."""
+
+
 def one_line(error: RequestError) -> str:
-    return printable(f"error: {' '.join(str(error).split())}")
+    line = printable(f"error: {' '.join(str(error).split())}")
+    return line if len(line) <= MOST else f"{line[: MOST // 2]} ... {line[-MOST // 2 :]}"

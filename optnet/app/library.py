@@ -30,6 +30,22 @@ MOST_KAPPA = 1e12
 """The largest condition number: with larger ones 1 - mu / L loses its digits."""
 
 
+EXAMPLES = {
+    "list": ["list", "list | grep hbnet"],
+    "show": ["show heavy_ball --steps 3", "show my_file.py:my_method --reading residual"],
+    "analyse": ["analyse nesterov --kappa 1000", "analyse my_file.py:my_method --steps 20 --worst-case"],
+    "signal": ["signal hbnet20_cifar", "signal hbnet_small norm=none blocks=[18,18,18] --init lsuv --png signal.png"],
+}
+
+
+ALL = """examples:
+  optnet train model=hbnet_small data=mnist epochs=4
+  optnet evaluate model=[hbnet34,resnet34] pretrained=true data=imagenet
+  optnet analyse nesterov --kappa 1000
+completion of all commands with the tab key, in bash (also zsh, fish):
+  eval "$(optnet -sc install=bash)" """
+
+
 class _Parser(argparse.ArgumentParser):
     """Says in one line what is wrong, and takes a value like -inf for a value."""
 
@@ -82,14 +98,28 @@ def main(arguments: Sequence[str] | None, others: Mapping[str, str]) -> int:
 
 
 def _parser(others: Mapping[str, str]) -> argparse.ArgumentParser:
-    parser = _Parser(prog="optnet", description="Turns an optimization algorithm into a neural network")
+    parser = _Parser(
+        prog="optnet",
+        description="Turns an optimization algorithm into a neural network",
+        epilog=ALL,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     for name, sentence in others.items():
         commands.add_parser(name, help=sentence)
-    commands.add_parser("list", help="all algorithms and models")
-    show = commands.add_parser("show", help="an algorithm's equations, program and coefficients")
-    analyse = commands.add_parser("analyse", help="an algorithm's rate, stability and theorem")
-    signals = commands.add_parser("signal", help="how large activations and gradients start, at every depth")
+
+    def added(name: str, sentence: str) -> argparse.ArgumentParser:
+        examples = "\n".join(f"  optnet {line}" for line in EXAMPLES[name])
+        made: argparse.ArgumentParser = commands.add_parser(
+            name, help=sentence, description=f"{sentence[0].upper()}{sentence[1:]}.",
+            epilog=f"examples:\n{examples}", formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
+        return made
+
+    added("list", "all algorithms and models")
+    show = added("show", "an algorithm's equations, program and coefficients")
+    analyse = added("analyse", "an algorithm's rate, stability and theorem")
+    signals = added("signal", "how large activations and gradients start, at every depth")
     signals.add_argument("model", help="one of ours or any of timm's")
     signals.add_argument("options", nargs="*", help="the model's, key=value, like norm=none blocks=[18,18,18]")
     signals.add_argument("--init", default="default", help=", ".join(SCHEMES))

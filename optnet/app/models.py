@@ -15,6 +15,7 @@ from torch import nn
 from optnet.app.config import Model
 from optnet.errors import AlgorithmError, ConfigError, ModelError, foreign, unknown
 from optnet.networks import zoo
+from optnet.training import weights
 
 LAYERS = {
     "act_layer": tuple(create_act._ACT_LAYER_DEFAULT),
@@ -63,16 +64,18 @@ def build(
     file = kwargs.get("checkpoint_path")
     if file and not Path(str(file)).is_file():
         raise ModelError(f"model.kwargs.checkpoint_path={file}: there is no such file")
-    loaded = f" with checkpoint_path={file}" if file else ""
     try:
-        with _silent(), foreign(f"model={config.name}{loaded}", ModelError):
+        with _silent(), foreign(f"model={config.name}", ModelError):
             try:
-                return timm.create_model(config.name, **kwargs), kwargs
+                model = timm.create_model(config.name, **{**kwargs, "checkpoint_path": None} if file else kwargs)
             except (KeyError, AssertionError):
                 _check_layers(kwargs, f"model={config.name}: ")
                 raise
     except AlgorithmError as error:
         raise ConfigError(f"algorithm={algorithm.get('name') or config.name}: {error}") from None
+    if file:
+        weights.put(model, weights.read(str(file)), f"model.kwargs.checkpoint_path={file}")
+    return model, kwargs
 
 
 def _check_layers(kwargs: dict[str, Any], where: str) -> None:

@@ -36,6 +36,9 @@ def refused(error: Exception, defaults: Any, overrides: Sequence[str] = (), grou
             keys = _keys(defaults, overrides)
             known = dict.fromkeys([*keys, *(name.partition(".")[0] for name in keys), *groups])
             return ConfigError(f"there is no key {printable(key)}{_nearest(key, known) or '; see --help'}")
+    if str(error).startswith("Config group override must be"):
+        odd = [text for text in overrides if "." not in text.partition("=")[0] and text.partition("=")[0] in groups]
+        return ConfigError(f"{' or '.join(odd)}: the option of a group must be a name; see --help")
     return ConfigError(one_line(error))
 
 

@@ -12,7 +12,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from optnet.app import models, resuming
+from optnet.app import models, provenance, resuming
 from optnet.app.compose import keys, run
 from optnet.app.config import Train
 from optnet.app.exits import command, exit_statuses
@@ -135,6 +135,8 @@ def prepare(config: Train, overrides: Sequence[str] = (), loaded: DataSets | Non
         batch_norm=config.distributed.batch_norm,
         settings=settings, record=OmegaConf.to_yaml(OmegaConf.create(settings)), folder=folder, resumed=resumed,
         note="" if resumed is None else going_on.note,
+        origin=provenance.record(settings, overrides, model, data, device, processes),
+        sources=provenance.sources(config.algorithm.get("name")) if resumed is None else {},
     )  # fmt: skip
     if resumed is None:
         _initialise(config, job)

@@ -227,7 +227,10 @@ class DataOptions:
             "size": (self.size, self.size), "crop": self.crop, "interpolation": self.interpolation,
             "mean": tuple(self.mean or given.mean), "std": tuple(self.std or given.std),
         }  # fmt: skip
-        return given.changed(**{key: value for key, value in own.items() if f"data.{key}" in keys})
+        try:
+            return given.changed(**{key: value for key, value in own.items() if f"data.{key}" in keys})
+        except DataError as error:
+            raise DataError(f"data.{error}") from None
 
 
 def load(name: str, root: str, *, seed: int = 0, training: bool = True, **options: Any) -> DataSet:

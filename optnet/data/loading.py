@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import atexit
 import copy
-import signal
-import sys
-import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from optnet.data.workers import FORK, started
 from optnet.errors import DataError, reason
 
 Batch = tuple[Tensor, Tensor]
-FORK = "fork" if sys.platform == "linux" else None
-"""How processes that read images are started, also in a process that was itself spawned, where they would be, too: then
-each of them would import torch anew, in every epoch. None: as the system does."""
 
 
 def seed_of(*numbers: int) -> int:
@@ -186,30 +179,6 @@ def _collate(samples: list[Any]) -> tuple[Batch | None, list[str]]:
     return default_collate(read) if read else None, [str(s) for s in samples if isinstance(s, DataError)]
 
 
-@contextmanager
-def _deaf() -> Iterator[None]:
-    """The processes that are started in here never get SIGINT or SIGTERM; this one gets them at the end.
-
-    Who asks a group of processes to stop wants the run to save first. For that it needs them.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-_AT_WORK: weakref.WeakSet[Any] = weakref.WeakSet()
-"""The loaders of torch whose processes may still read images."""
-
-
-@atexit.register
-def _send_home() -> None:
-    """When Python exits it asks its processes to end by SIGTERM, which these never get, and waits for them."""
-    for loaded in list(_AT_WORK):
-        loaded.__del__()  # as when nobody refers to it any more: it tells its processes
-
-
 class FileLoader(Loader):
     """A loader of files, which worker processes read and transform in advance.
 
@@ -252,10 +221,7 @@ class FileLoader(Loader):
             pin_memory=self.device.type == "cuda", generator=_generator(self.seed, epoch), collate_fn=_collate,
             multiprocessing_context=FORK if self.workers else None,
         )  # fmt: skip
-        with _deaf():
-            loaded = iter(loader)
-        if self.workers:
-            _AT_WORK.add(loaded)
+        loaded = started(loader)
         read = False
         wrong: list[str] = []
         for number, (batch, wrong) in enumerate(self._received(loaded), start):

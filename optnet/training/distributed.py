@@ -5,9 +5,13 @@ Every process holds the whole network and takes its share of each batch. With on
 
 from __future__ import annotations
 
+import ctypes
+import inspect
 import os
+import signal
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from itertools import filterfalse
 from typing import Any, TypeVar, cast
@@ -90,9 +94,20 @@ def processes() -> Iterator[None]:
     if not launched():
         yield
         return
+    _end_with_the_launcher()
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     yield
     dist.destroy_process_group()
+
+
+def _end_with_the_launcher() -> None:
+    """If torchrun is killed, this process gets SIGTERM: it saves and ends, and does not hold its folder any longer.
+
+    On Linux alone, where a process can ask for that (prctl, PR_SET_PDEATHSIG).
+    """
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(1, int(signal.SIGTERM))
 
 
 def primary_first(work: Callable[[], Result]) -> Result:
@@ -196,7 +211,12 @@ def replica(network: nn.Module) -> nn.Module:
 
     The processes must hold the same weights: see ``broadcast_model``.
     """
-    return DistributedDataParallel(network, broadcast_buffers=False, init_sync=False) if size() > 1 else network
+    if size() == 1:
+        return network
+    known = inspect.signature(DistributedDataParallel).parameters
+    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # before torch 2.14
+    options: dict[str, Any] = {name: False}
+    return DistributedDataParallel(network, init_sync=False, **options)
 
 
 def no_sync(network: nn.Module) -> AbstractContextManager[None]:

@@ -52,6 +52,8 @@ class Job:
         batch_norm: one of ``distributed.BATCH_NORMS``.
         place: the folder, inside the folder of all runs, that the run's own folder is made in.
         settings: the whole request as plain containers; ``record`` is the same as the text of config.yaml.
+        origin: what record.jsonl says of this start of the run.
+        sources: of the user's own algorithm: the name of a file -> its text.
         label: what the name of the run folder ends with, after the date and time.
         random: the state of the random numbers that training begins with.
         folder, resumed: of a run that goes on: its folder, and the checkpoint it goes on from.
@@ -73,6 +75,8 @@ class Job:
     batch_norm: str = "reduce"
     settings: dict[str, Any] = field(default_factory=dict)
     record: str = ""
+    origin: dict[str, Any] = field(default_factory=dict)
+    sources: dict[str, str] = field(default_factory=dict)
     label: str = ""
     folder: Path | None = None
     resumed: Checkpoint | None = None

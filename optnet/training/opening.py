@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from optnet.errors import CheckpointError, ConfigError, RequestError, reason
 from optnet.training import checkpoint
 from optnet.training.checkpoint import Checkpoint
-from optnet.training.folder import Lock, new_folder
+from optnet.training.folder import Lock, as_json, is_own, new_folder, write_whole
 from optnet.training.logbook import Logbook, Record
 
 
@@ -74,3 +75,20 @@ def go_on(folder: Path, saved: Checkpoint, say: Callable[[str], None]) -> Opened
         if isinstance(error, RequestError):
             raise
         raise ConfigError(f"{folder} cannot be written ({reason(error)}); make room, or copy it elsewhere") from None
+
+
+def record(folder: Path, origin: Mapping[str, Any], sources: Mapping[str, str]) -> None:
+    """Adds a line for this start to record.jsonl, and keeps the sources of its algorithm beside its checkpoints."""
+    file = folder / "record.jsonl"
+    if not is_own(file):
+        file.unlink(missing_ok=True)
+    with open(file, "a", encoding="utf-8") as opened:
+        opened.write(("" if _whole(file) else "\n") + as_json(origin))
+    for name, text in sources.items():
+        write_whole(folder / "checkpoints" / name, text)
+
+
+def _whole(file: Path) -> bool:
+    """Whether the last line of a file is complete."""
+    text = file.read_bytes()
+    return not text or text.endswith(b"\n")

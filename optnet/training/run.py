@@ -227,6 +227,7 @@ class Run:
         if distributed.is_primary():  # from now on the run can go on whenever it is killed
             write_json(self.folder / "data.json", self.job.data.record.summary(self.job.data.classes))
             write_whole(self.folder / "config.yaml", f"run: {self.identity}\n{self.job.record}")
+            opening.record(self.folder, self.job.origin | {"steps": self.course.total}, self.job.sources)
         with keeping_random_state(self.job.device):
             self._watch()
             for observer in self.observers:
@@ -364,7 +365,8 @@ class Run:
             "correct": score.correct, "count": score.count, "unreadable": len(self.unreadable),
             "epochs": progress.epoch, "steps": progress.updates, "train_seconds": progress.seconds,
             "images_per_second": progress.images / max(progress.seconds, 1e-9),
-            "peak_memory_bytes": peak_memory(job.device), "seed": self.options.seed, "versions": versions(),
+            "peak_memory_bytes": peak_memory(job.device), "seed": self.options.seed, "lr": job.recipe.lr,
+            "overrides": job.origin.get("overrides", []), "versions": versions(),
             "device": str(job.device), "processes": distributed.size(),
         }  # fmt: skip
         if distributed.is_primary():
