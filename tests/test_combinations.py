@@ -14,7 +14,7 @@ from optnet.training.monitoring.monitor import MonitorOptions
 MODELS = {"plain": "gdnet_small", "dense": "agdnet_small", "dense_bc": "agdnet_small"}
 NETWORKS = {layer: Model(MODELS.get(layer, "hbnet_small"), layer=layer) for layer in FAMILIES}
 NETWORKS["two streams"] = Model("admmnet_small")
-REFUSED = {("weight", "lsuv")}
+REFUSED = {("weight", "lsuv"), ("weight_mean", "lsuv")}
 
 
 @pytest.mark.slow

@@ -62,7 +62,15 @@ def test_a_lifted_trainer_learns_and_leaves_the_same_folder(tmp_path, setting):
     go(prepare(config(tmp_path, setting)))
     folder = only_run(tmp_path)
     names = {file.name for file in folder.iterdir() if "tfevents" not in file.name}
-    assert names == {"config.yaml", "data.json", "metrics.jsonl", "summary.json", "checkpoints", "console.log"}
+    assert names == {
+        "config.yaml",
+        "data.json",
+        "record.jsonl",
+        "metrics.jsonl",
+        "summary.json",
+        "checkpoints",
+        "console.log",
+    }
     lines, summary = metrics(folder), json.loads((folder / "summary.json").read_text())
     assert len(lines) == epochs and summary["best"] == max(line["validation_top1"] for line in lines) > top1
     layers = range(1, len(hidden) + 2)

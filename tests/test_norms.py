@@ -12,7 +12,7 @@ from optnet import ModelError, create_model
 from optnet.networks import convert
 from optnet.networks.layers import FAMILIES, NORMS
 from optnet.networks.layers.convolution import Conv2d
-from optnet.networks.layers.norms import BatchNorm2d, GroupNorm, MeanOnlyBatchNorm2d
+from optnet.networks.layers.norms import WEIGHT_NORMED, BatchNorm2d, GroupNorm, MeanOnlyBatchNorm2d
 
 X = random_images(8).double()
 PLACED = [
@@ -33,7 +33,7 @@ def test_every_family_with_every_norm(family, norm, place):
     loss = model(X).square().sum()
     loss.backward()
     assert loss.isfinite() and all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
-    assert any(norm in type(m).__name__.lower() for m in model.modules()) or norm in ("none", "weight")
+    assert any(norm in type(m).__name__.lower() for m in model.modules()) or norm in ("none", "weight", "weight_mean")
     fixed = build(family, norm, place, coefficients="fixed").train()
     fixed.load_state_dict(model.state_dict(), strict=False)
     assert torch.allclose(fixed(X), model(X), rtol=1e-9, atol=1e-9)
@@ -110,10 +110,10 @@ def test_pytorch_accepts_every_norm(norm):
     torch._dynamo.reset()
     assert torch.allclose(torch.compile(model, fullgraph=True, backend="aot_eager")(X), wanted)
     assert torch.allclose(torch.export.export(model, (X,)).module()(X), wanted)
-    if norm != "weight":  # TorchScript does not know parametrizations
+    if norm not in WEIGHT_NORMED:  # TorchScript does not know parametrizations
         assert torch.allclose(torch.jit.script(model)(X), wanted)
     scales = [name for name in model.no_weight_decay() if ".coefficients." not in name]
-    assert bool(scales) == (norm == "weight")
+    assert bool(scales) == (norm in WEIGHT_NORMED)
 
 
 @pytest.mark.parametrize("layer", [name for name, family in FAMILIES.items() if family.places == ("before",)])

@@ -32,7 +32,15 @@ def test_a_run_owns_one_folder(tmp_path):
     done = train(tmp_path)
     folder = only_run(tmp_path)
     names = {file.name for file in folder.iterdir() if "tfevents" not in file.name}
-    assert names == {"config.yaml", "data.json", "metrics.jsonl", "summary.json", "checkpoints", "console.log"}
+    assert names == {
+        "config.yaml",
+        "data.json",
+        "record.jsonl",
+        "metrics.jsonl",
+        "summary.json",
+        "checkpoints",
+        "console.log",
+    }
     assert {file.name for file in (folder / "checkpoints").iterdir()} == {"best.pt", "last.pt", "previous.pt"}
     summary = json.loads((folder / "summary.json").read_text())
     wanted = (

@@ -257,10 +257,10 @@ class Emitter:
 
     def _cast_coefficients(self) -> None:
         """Gives the coefficients the dtype and the device of the layers, unless others were asked for."""
-        if not any(self.rows.values()):
+        if not any(self.rows.values()) and not self.vectors:
             return
         coefficients = self.root.get_submodule(self.coefficients)
-        own = set(coefficients.parameters())
+        own = {*coefficients.parameters(), *coefficients.buffers()}
         layers = [
             tensor
             for tensor in (*self.root.parameters(), *self.root.buffers())
@@ -270,7 +270,11 @@ class Emitter:
         dtype = self.dtype or (reduce(torch.promote_types, dtypes) if dtypes else torch.get_default_dtype())
         devices = {tensor.device for tensor in layers}
         device = self.device or (devices.pop() if len(devices) == 1 else torch.get_default_device())
-        coefficients.to(device=device, dtype=dtype)
+        for module in coefficients.modules():  # ``to`` fails under FakeTensorMode
+            for name, parameter in list(module.named_parameters(recurse=False)):
+                module.register_parameter(name, nn.Parameter(parameter.detach().to(device, dtype)))
+            for name, buffer in list(module.named_buffers(recurse=False)):
+                module.register_buffer(name, buffer.to(device, dtype), persistent=False)
 
     def _add(self, row: str, term: str, total: fx.Node, part: fx.Node, alpha: float = 1.0) -> fx.Node:
         return self._onto((row, term), "add", (total, part), **({"alpha": alpha} if alpha != 1 else {}))

@@ -223,22 +223,23 @@ def _protect(layer: nn.Module, arguments: tuple[Any, ...]) -> None:
 
 
 def _weight_normed(layer: Any) -> bool:
-    """Whether the layer has a bias and a weight g v / |v| with one g per output channel."""
-    if not parametrize.is_parametrized(layer, "weight") or layer.bias is None:
+    """Whether the layer has a weight g v / |v| with one g per output channel."""
+    if not parametrize.is_parametrized(layer, "weight"):
         return False
     chain = layer.parametrizations.weight
     if not (len(chain) == 1 and isinstance(chain[0], _WeightNorm)):
         return False
     g, outputs = chain.original0, 1 if getattr(layer, "transposed", False) else 0
-    return bool(g.shape[outputs] == g.numel() == len(layer.bias)) if g.ndim else False
+    return bool(g.shape[outputs] == g.numel()) if g.ndim else False
 
 
 @torch.no_grad()
 def start_from_data(model: nn.Module, images: Tensor) -> None:
     """g = 1 / sigma(t), b = -mean(t) / sigma(t), t = v x / |v|: weight-normed layers get outputs of mean 0, variance 1.
 
-    Mean and sigma are per channel over the batch. A single forward pass initialises one layer after the other; a layer
-    that is called several times is initialised at its first call. Salimans and Kingma 2016, eq. (5).
+    Mean and sigma are per channel over the batch; a layer without b gets the variance alone. A single forward pass
+    initialises one layer after the other; a layer that is called several times is initialised at its first call.
+    Salimans and Kingma 2016, eq. (5).
     """
     hooks: dict[nn.Module, Any] = {}
 
@@ -251,7 +252,8 @@ def start_from_data(model: nn.Module, images: Tensor) -> None:
         mean, deviation = t.mean(over), t.std(over, correction=0).clamp_min(1e-6)
         g = layer.parametrizations.weight.original0
         g.div_(deviation.reshape(g.shape))
-        layer.bias.sub_(mean).div_(deviation)
+        if layer.bias is not None:
+            layer.bias.sub_(mean).div_(deviation)
         return layer.forward(*arguments)
 
     hooks |= {layer: layer.register_forward_hook(start) for layer in linear_maps(model) if _weight_normed(layer)}

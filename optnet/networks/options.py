@@ -40,7 +40,9 @@ class NetworkOptions:
     memory: str = choice(
         "keep", *MEMORY, help="keep the activations for the backward pass, or recompute them (activation checkpointing)"
     )
-    norm: str = choice("batch", *NORMS, help="the norm; mean: mean-only batch norm; weight: weight normalisation")
+    norm: str = choice(
+        "batch", *NORMS, help="the norm; mean: mean-only batch norm; weight: weight normalisation; weight_mean: both"
+    )
     norm_place: str | None = choice(
         None, *PLACES, help="norms after or before the linear maps; null: the layer's default"
     )

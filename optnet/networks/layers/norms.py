@@ -140,7 +140,10 @@ NORMS: dict[str, type[nn.Module] | None] = {
     "mean": MeanOnlyBatchNorm2d,
     "group": GroupNorm,
     "weight": None,  # a parametrization of the convolutions: Salimans and Kingma 2016
+    "weight_mean": MeanOnlyBatchNorm2d,  # both, as Salimans and Kingma 2016 recommend
     "none": None,
 }
+WEIGHT_NORMED = ("weight", "weight_mean")
+"""The norms for which the convolutions' weights are g v / |v|."""
 PLACES = ("after", "before")
 """The positions of a norm: after the linear map or before it."""

@@ -13,7 +13,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from optnet.errors import ModelError, unknown
 from optnet.networks.layers.convolution import Conv2d, NormConv2d
-from optnet.networks.layers.norms import NORMS, Unnormed
+from optnet.networks.layers.norms import NORMS, WEIGHT_NORMED, Unnormed
 
 ACTIVATIONS = tuple(create_act._ACT_LAYER_DEFAULT)
 """The activations that timm knows by name."""
@@ -72,7 +72,7 @@ class Style:
             in_chs, out_chs, kernel, stride, padding=kernel // 2, bias=not self.normed, device=self.device,
             dtype=self.dtype,
         )  # fmt: skip
-        return weight_norm(conv) if self.norm == "weight" else conv
+        return weight_norm(conv) if self.norm in WEIGHT_NORMED else conv
 
     def norm_layer(self, chs: int) -> nn.Module:
         layer = NORMS[self.norm]

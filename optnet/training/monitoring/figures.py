@@ -32,10 +32,14 @@ def heat_maps(model: nn.Module) -> dict[str, Figure]:
 
 def _heat_map(stage: str, entries: list[Coefficient], program: Program) -> Figure:
     calls = {step.value: f"{step.operator}({step.argument})" for step in program.applies}
+    iterates = {step.argument for step in program.calls(program.main)}
+    calls = {value: value if value in iterates else label for value, label in calls.items()}
     rows = list(dict.fromkeys(entry.step for entry in entries))
     terms = list(dict.fromkeys(calls.get(entry.term, entry.term) for entry in entries))
     groups = [program.main, *(operator for operator in program.operators if operator != program.main), ""]
-    group_of = {calls[step.value]: groups.index(step.operator) for step in program.applies}
+    group_of = {
+        calls[step.value]: groups.index(step.operator) for step in program.applies if step.value not in iterates
+    }
     columns = sorted(terms, key=lambda term: group_of.get(term, len(groups) - 1))  # a stable sort
     kinds = [group_of.get(term, len(groups) - 1) for term in columns]
     learned = np.full((len(rows), len(columns)), np.nan)
