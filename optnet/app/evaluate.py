@@ -109,31 +109,39 @@ def score(request: Request, label: str = "") -> Result:
             print(printable(f"{subject.name}: {subject.said}"), flush=True)
     scores = [_score(subject, request) for subject in request.subjects]
     if distributed.is_primary():
-        file = _output(request.config, request.subjects)
+        entries = [
+            _entry(subject, request, scored) | {"unreadable": unreadable}
+            for subject, (scored, unreadable) in zip(request.subjects, scores, strict=True)
+        ]
         try:
-            file = new_folder(file.parent.parent, label) / file.name if _is_new(file) else file
-            file.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise Stopped(f"error: {file} cannot be written: {reason(error)}", said=False) from None
-        earlier, entries = _earlier(file), []
-        drawings = []
-        for number, (subject, (scored, unreadable)) in enumerate(
-            zip(request.subjects, scores, strict=True), len(earlier)
-        ):
-            drawings.append(file.with_name(f"{file.stem}_confusion_{number}.png"))
-            own = {"unreadable": unreadable, "confusion": drawings[-1].name}
-            entries.append(_entry(subject, request, scored) | own)
-        try:
-            write_json(file, [*earlier, *entries])
+            file, drawings = _write(request, entries, label)
         except OSError as error:
             _show(request, entries)
-            raise Stopped(f"error: {file} cannot be written: {reason(error)}", said=False) from None
+            raise Stopped(f"error: the scores cannot be written: {reason(error)}", said=False) from None
         _show(request, entries)
         print(f"written to {printable(str(file))}")
         for subject, (scored, _), drawing in zip(request.subjects, scores, drawings, strict=True):
             _draw(scored, subject, drawing)
     top1 = scores[-1][0].top1
     return Result(top1, {f"{request.config.split} top-1 %": top1})
+
+
+def _write(request: Request, entries: Sequence[dict[str, Any]], label: str) -> tuple[Path, list[Path]]:
+    """Adds the entries to evaluation.json. Returns it, and the files that their confusion matrices are drawn in.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    file = _output(request.config, request.subjects)
+    if _is_new(file):
+        file = new_folder(file.parent.parent, label) / file.name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    earlier = _earlier(file)
+    numbers = range(len(earlier), len(earlier) + len(entries))
+    drawings = [file.with_name(f"{file.stem}_confusion_{number}.png") for number in numbers]
+    added = [entry | {"confusion": drawing.name} for entry, drawing in zip(entries, drawings, strict=True)]
+    write_json(file, [*earlier, *added])
+    return file, drawings
 
 
 def _draw(scored: Score, subject: Subject, file: Path) -> None:
