@@ -157,7 +157,7 @@ def hyper(T: Operator, x: Iterate, y: Iterate, z: Iterate, steps: int) -> tuple[
 
 def test_doubly_stochastic_matrices_of_streams():
     program = optnet.trace(hyper, steps=4)
-    rules = table("doubly_stochastic", program, 0, None, torch.float64)
+    rules = table("doubly_stochastic", program)
     matrices = [block for block in rules.blocks if len(block.sizes) == 3]
     assert len(matrices) >= 3
     rows = {row.value: row for row in program.combines}
@@ -198,10 +198,10 @@ def test_what_is_stable_for_two_iterates_is_zero_stability(beta, allowed):
     """x_{k+1} = (1 + beta) x_k - beta x_{k-1}: the roots are 1 and beta."""
     program = optnet.trace("heavy_ball", steps=5, reading="residual", constants={"beta": beta})
     if allowed:
-        assert table("stable", program, 0, None, None).rows
+        assert table("stable", program).rows
     else:
         with pytest.raises(ModelError):
-            table("stable", program, 0, None, None)
+            table("stable", program)
 
 
 @pytest.mark.parametrize("rule", sorted(NAMES))
@@ -252,7 +252,7 @@ def test_learned_constants_are_those_of_the_algorithm(algorithm, reading):
 def test_a_constant_an_iteration():
     program = optnet.trace("heavy_ball", steps=4, reading="residual", constants={"beta": 0.5})
     moved = {"beta": optnet.trace("heavy_ball", steps=4, reading="residual", constants={"beta": 1.5})}
-    betas = table("iteration_constants", program, 0, None, torch.float64, moved=moved)
+    betas = table("iteration_constants", program, moved=moved)
     assert [len(block.weights) for block in betas.blocks] == [1, 1, 1]  # x_0 - x_{-1} is 0: the first has no effect
     for k, block in enumerate(betas.blocks):
         block.weights.data.fill_(0.1 * k)

@@ -134,6 +134,13 @@ class Program:
         return [call for call in self.applies if call.operator == operator]
 
     @cached_property
+    def iterates(self) -> frozenset[str]:
+        """The starting points, the sums, and the values of calls that another call or the result reads."""
+        read = {call.argument for call in self.applies}.union(self.results)
+        made = {one.value for one in self.instructions if isinstance(one, Combine) or one.value in read}
+        return frozenset(made.union(self.starts))
+
+    @cached_property
     def labels(self) -> dict[str, str]:
         """A name for each call, by the call's value: ``T_0``, ``T_1``, ... No other name in the program equals it."""
         taken = {*self.operators, *self.starts, *(instruction.value for instruction in self.instructions)}

@@ -212,9 +212,8 @@ def to_timm(network: Network) -> nn.Module:
 def _ancestral(network: Network, stage: str, step: str, term: str) -> float:
     """The weight of a term at the ancestor: 1 on operators and, in residual rows, the newest iterate."""
     program: Any = network.get_submodule(stage).program
-    if not FAMILIES[network.layer].same_start:  # a call that something else reads too is an iterate
-        is_iterate = len(program.readers()[term]) > 1 or term in program.results
-        return float(not is_iterate and any(call.value == term for call in program.applies))
+    if not FAMILIES[network.layer].same_start:
+        return float(term not in program.iterates)
     layers = {call.value for call in program.calls(program.main)}
     if term in layers:
         return 1.0

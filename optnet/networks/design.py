@@ -31,22 +31,20 @@ class StageProgram:
     textbook: Program
     moved: Mapping[str, Program] = field(default_factory=dict)
 
-    def to_json(self) -> dict[str, str]:
-        moved = {f"{_MOVED}{name}": program.to_json() for name, program in self.moved.items()}
-        return {"start": self.start.to_json(), "textbook": self.textbook.to_json(), **moved}
+    def to_json(self) -> dict[str, Any]:
+        made: dict[str, Any] = {"start": self.start.to_json(), "textbook": self.textbook.to_json()}
+        moved = {name: program.to_json() for name, program in self.moved.items()}
+        return {**made, "moved": moved} if moved else made
 
     @classmethod
-    def from_json(cls, data: Mapping[str, str]) -> Self:
-        if not isinstance(data, Mapping) or not {"start", "textbook"} <= set(data):
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        moved = data.get("moved", {}) if isinstance(data, Mapping) else None
+        if not isinstance(moved, Mapping) or set(data) - {"moved"} != {"start", "textbook"}:
             raise ModelError("programs= takes the list that Network.programs_json() gives")
-        programs = {name: Program.from_json(text) for name, text in data.items()}
-        moved = {name[len(_MOVED) :]: program for name, program in programs.items() if name[: len(_MOVED)] == _MOVED}
-        if len(programs) != 2 + len(moved):
-            raise ModelError("programs= takes the list that Network.programs_json() gives")
-        return cls(programs["start"], programs["textbook"], moved)
-
-
-_MOVED = "moved "
+        return cls(
+            Program.from_json(data["start"]), Program.from_json(data["textbook"]),
+            {name: Program.from_json(text) for name, text in moved.items()},
+        )  # fmt: skip
 
 
 def suitable_layer(algorithm: Algorithm) -> str:

@@ -194,14 +194,8 @@ class Emitter:
     def _combine(self, row: Combine) -> fx.Node:
         weights = dict(zip(row.terms, row.weights, strict=True))
         self.rows[row.value] = ""
-        if not self.learnable:
-            return self._fixed(row.value, weights)
-        if self.table is None:
-            name = self.rows[row.value] = self._add_parameter(row)
-            vector = self.graph.get_attr(name)
-        elif row.value in self.vectors:
-            vector = self.vectors[row.value]
-        else:
+        vector = self._vector(row)
+        if vector is None:
             return self._fixed(row.value, weights)
         if self.channels:
             vector = self.graph.call_method("reshape", (vector, len(row.terms), self.channels))
@@ -216,6 +210,13 @@ class Emitter:
                 total = self._multiply_add((row.value, term), total, self.nodes[term], nodes[term])
         assert total is not None
         return total
+
+    def _vector(self, row: Combine) -> fx.Node | None:
+        """The learned weights of a sum; None if they are fixed."""
+        if not self.learnable or self.table is not None:
+            return self.vectors.get(row.value)
+        name = self.rows[row.value] = self._add_parameter(row)
+        return self.graph.get_attr(name)
 
     def _layers(self, terms: list[str]) -> list[list[Apply]]:
         """The folded calls of one sum, grouped by layer: one per call, or one per operator that declares ``sums``."""

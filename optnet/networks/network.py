@@ -206,7 +206,7 @@ class Network(nn.Module):
                     nn.init.zeros_(module.bias)
 
     @torch.jit.ignore
-    def programs_json(self) -> list[dict[str, str]]:
+    def programs_json(self) -> list[dict[str, Any]]:
         """The stages' programs as data; ``StageProgram.from_json`` reads them."""
         return [program.to_json() for program in self.programs]
 

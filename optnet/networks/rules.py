@@ -60,12 +60,11 @@ class Block(nn.Module):
     towards: Tensor
     sums: Tensor
 
-    def __init__(self, plan: Plan, channels: int, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
+    def __init__(self, plan: Plan, channels: int) -> None:
         super().__init__()
-        device, dtype = device or torch.get_default_device(), dtype or torch.get_default_dtype()
 
         def constant(name: str, values: Array) -> None:
-            self.register_buffer(name, torch.tensor(values, device=device, dtype=dtype), persistent=False)
+            self.register_buffer(name, torch.tensor(values, device="cpu", dtype=torch.float64), persistent=False)
 
         centre = plan.start if plan.centre is None else plan.centre
         nonnegative = np.array([*plan.nonnegative] or [False] * len(plan.start))
@@ -79,7 +78,7 @@ class Block(nn.Module):
         self.summed = len(sums) > 0
         self.sizes = [len(row.terms) for row in plan.rows]
         self.directions = plan.basis.shape[1]
-        self.weights = nn.Parameter(torch.zeros(self.directions * (channels or 1), device=device, dtype=dtype))
+        self.weights = nn.Parameter(torch.zeros(self.directions * (channels or 1), device="cpu", dtype=torch.float64))
 
     def forward(self) -> list[Tensor]:
         u = self.weights.reshape(1, self.directions, -1)
@@ -97,17 +96,14 @@ class Block(nn.Module):
 
 
 class Table(nn.Module):
-    """The weights of the sums that a rule lets learn; ``forward`` returns them in the order of ``rows``."""
+    """The weights of the sums that a rule lets learn; ``forward`` returns them in the order of ``rows``.
 
-    def __init__(
-        self,
-        plans: Sequence[Plan],
-        channels: int,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
+    It is made in float64 on the CPU.
+    """
+
+    def __init__(self, plans: Sequence[Plan], channels: int) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(Block(plan, channels, device, dtype) for plan in plans)
+        self.blocks = nn.ModuleList(Block(plan, channels) for plan in plans)
         self.rows = [row.value for plan in plans for row in plan.rows]
 
     def forward(self) -> list[Tensor]:
@@ -122,10 +118,40 @@ class Table(nn.Module):
         return dict(zip(self.rows, self(), strict=True))
 
 
+class _Terms:
+    """What the terms of a program's sums are. Each method returns something for every term of a sum, or its places."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        readings = program.readings
+        self.residual = {call.value for call in program.applies if readings.get(call.operator) == "residual"}
+        values = [*program.starts, *(one.value for one in program.instructions)]
+        self.order = {value: i for i, value in enumerate(values)}
+
+    def kept(self, row: Combine) -> Array:
+        """Whether the weight is in the sum that a rule keeps; a residual call F is 0 at a fixed point."""
+        return np.array([term not in self.residual for term in row.terms])
+
+    def memory(self, row: Combine) -> Array:
+        """Whether the term is an iterate."""
+        return np.array([term in self.program.iterates for term in row.terms]) & self.kept(row)
+
+    def newest_first(self, row: Combine) -> Array:
+        """The places of the iterates, the one that was computed last first."""
+        places = np.flatnonzero(self.memory(row))
+        return places[np.argsort([-self.order[row.terms[place]] for place in places])]
+
+    def one_sequence(self) -> bool:
+        """Whether there is one sequence of iterates: one start, and at most one sum of several in an iteration."""
+        several = sum(1 for row in self.program.combines if self.memory(row).sum() > 1)
+        return len(self.program.starts) == 1 and several <= self.program.iterations
+
+
 def consistent(program: Program) -> Iterator[Plan]:
     """Every sum keeps the sum of its weights, so that a fixed point of T stays one. Residual calls F do not count."""
+    terms = _Terms(program)
     for row in program.combines:
-        kept = _kept(program, row)
+        kept = terms.kept(row)
         yield Plan((row,), np.hstack([_free(~kept), _differences(kept)]))
 
 
@@ -135,8 +161,9 @@ def simplex(program: Program) -> Iterator[Plan]:
     Raises:
         ModelError: the program has a negative weight.
     """
+    terms = _Terms(program)
     for row in program.combines:
-        yield _average(program, row, "simplex")
+        yield _average(terms, row, "simplex")
 
 
 def stable(program: Program) -> Iterator[Plan]:
@@ -152,16 +179,17 @@ def stable(program: Program) -> Iterator[Plan]:
         ModelError: the program's weights are outside of this.
     """
     residual = "residual" in program.readings.values()
-    alone = _one_sequence(program)
+    terms = _Terms(program)
+    alone = terms.one_sequence()
     for row in program.combines:
-        kept, memory, weights = _kept(program, row), _memory(program, row), np.array(row.weights)
+        kept, memory, weights = terms.kept(row), terms.memory(row), np.array(row.weights)
         if residual and not alone:
             negative = bool((weights[memory] < 0).any())
-            yield Plan((row,), _free(~kept)) if negative else _average(program, row, "stable")
+            yield Plan((row,), _free(~kept)) if negative else _average(terms, row, "stable")
             continue
         centre = weights.copy()
         if residual:
-            order = _newest_first(program, row, memory)
+            order = terms.newest_first(row)
             total = weights[memory].sum()
             centre[memory] = 0.0
             centre[order[:1]] = total
@@ -190,21 +218,21 @@ def doubly_stochastic(program: Program) -> Iterator[Plan]:
     Raises:
         ModelError: the program's weights are none.
     """
+    terms, readers = _Terms(program), program.readers()
 
     def streams(row: Combine) -> tuple[str, ...]:
-        return tuple(sorted(term for term, iterate in zip(row.terms, _memory(program, row), strict=True) if iterate))
+        return tuple(sorted(term for term, iterate in zip(row.terms, terms.memory(row), strict=True) if iterate))
 
-    readers = program.readers()
-    for terms, group in groupby(program.combines, key=streams):
+    for read, group in groupby(program.combines, key=streams):
         rows = list(group)
         carried = [
             row for row in rows
             if row.value in program.results or any(isinstance(reader, Combine) for reader in readers[row.value])
         ]  # fmt: skip
-        if len(carried) == len(terms) > 1:
-            yield _matrix(program, tuple(carried), terms)
+        if len(carried) == len(read) > 1:
+            yield _matrix(program, tuple(carried), read)
             rows = [row for row in rows if row not in carried]
-        yield from (_average(program, row, "doubly_stochastic") for row in rows)
+        yield from (_average(terms, row, "doubly_stochastic") for row in rows)
 
 
 def _matrix(program: Program, rows: tuple[Combine, ...], terms: tuple[str, ...]) -> Plan:
@@ -228,12 +256,12 @@ def _matrix(program: Program, rows: tuple[Combine, ...], terms: tuple[str, ...])
     return Plan(rows, np.hstack([_free(~inside), directions]), centre=centre, nonnegative=inside.tolist())
 
 
-def _average(program: Program, row: Combine, rule: str) -> Plan:
+def _average(terms: _Terms, row: Combine, rule: str) -> Plan:
     """A sum whose weights, but those of residual calls, are not negative and keep their sum."""
-    kept, weights = _kept(program, row), np.array(row.weights)
+    kept, weights = terms.kept(row), np.array(row.weights)
     if (weights[kept] < 0).any():
         raise ModelError(
-            f"coefficients={rule}: {row.value} of {program.name} starts with a negative weight "
+            f"coefficients={rule}: {row.value} of {terms.program.name} starts with a negative weight "
             f"({min(row.weights):g}); take coefficient_init=ancestor, or coefficients=consistent"
         )
     if not weights[kept].sum():
@@ -241,34 +269,6 @@ def _average(program: Program, row: Combine, rule: str) -> Plan:
     centre = weights.copy()
     centre[kept] = weights[kept].sum() / kept.sum()
     return Plan((row,), np.hstack([_free(~kept), _differences(kept)]), centre=centre, nonnegative=kept.tolist())
-
-
-def _kept(program: Program, row: Combine) -> Array:
-    """For each term, whether its weight is in the sum that a rule keeps; a residual call F is 0 at a fixed point."""
-    calls = {call.value: program.readings.get(call.operator) for call in program.applies}
-    return np.array([calls.get(term) != "residual" for term in row.terms])
-
-
-def _memory(program: Program, row: Combine) -> Array:
-    """For each term, whether it is an iterate: a start, a sum, or the value of a call that another call or the result
-    reads."""
-    calls = {call.value for call in program.applies}
-    read = {call.argument for call in program.applies}.union(program.results)
-    iterates = [term not in calls or term in read for term in row.terms]
-    return np.array(iterates) & _kept(program, row)
-
-
-def _newest_first(program: Program, row: Combine, memory: Array) -> Array:
-    """The places of a sum's iterates, the one that was computed last first."""
-    order = [*program.starts, *(one.value for one in program.instructions)]
-    places = np.flatnonzero(memory)
-    return places[np.argsort([-order.index(row.terms[place]) for place in places])]
-
-
-def _one_sequence(program: Program) -> bool:
-    """Whether there is one sequence of iterates: one start, and at most one sum of several iterates in an iteration."""
-    several = sum(1 for row in program.combines if _memory(program, row).sum() > 1)
-    return len(program.starts) == 1 and several <= program.iterations
 
 
 def _free(free: Array) -> Array:
@@ -325,9 +325,7 @@ NAMES = (*RULES, *CONSTANTS)
 def table(
     rule: str,
     program: Program,
-    channels: int,
-    device: torch.device | str | None,
-    dtype: torch.dtype | None,
+    channels: int = 0,
     equal: Sequence[str] = (),
     moved: Mapping[str, Program] | None = None,
 ) -> Table:
@@ -342,8 +340,7 @@ def table(
         made = constants(program, moved or {}, per_iteration=CONSTANTS[rule])
     else:
         made = (replace(plan, basis=_alike(plan, equal)) for plan in RULES[rule](program))
-    plans = list(made)
-    return Table([plan for plan in plans if plan.basis.shape[1]], channels, device, dtype)
+    return Table([plan for plan in made if plan.basis.shape[1]], channels)
 
 
 def _alike(plan: Plan, equal: Sequence[str]) -> Array:

@@ -275,7 +275,7 @@ def unroll(
     width = (channels if per_channel else 0) if coefficients != "fixed" else None
     ruled = None
     if coefficients in NAMES:
-        ruled = table(coefficients, program, width or 0, device, dtype, equal, moved)
+        ruled = table(coefficients, program, width or 0, equal, moved)
     emitter = Emitter(program, operators, projections, width, packed, device, dtype, ruled)
     by_starts = {1: _UnrolledFromOne, 2: _UnrolledFromTwo}
     kind = _UnrolledFromList if packed else by_starts.get(len(program.starts), Unrolled)

@@ -153,7 +153,7 @@ def build_network(
     blocks: Sequence[int] = (2, 2),
     widths: Sequence[int] = (16, 32),
     *,
-    programs: Sequence[Mapping[str, str]] | None = None,
+    programs: Sequence[Mapping[str, Any]] | None = None,
     layer: str | None = None,
     constants: Mapping[str, Any] | None = None,
     num_classes: int = 10,

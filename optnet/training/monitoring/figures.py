@@ -31,21 +31,18 @@ def heat_maps(model: nn.Module) -> dict[str, Figure]:
 
 
 def _heat_map(stage: str, entries: list[Coefficient], program: Program) -> Figure:
-    calls = {step.value: f"{step.operator}({step.argument})" for step in program.applies}
-    iterates = {step.argument for step in program.calls(program.main)}
-    calls = {value: value if value in iterates else label for value, label in calls.items()}
+    layers = [call for call in program.applies if call.value not in program.iterates]
+    labels = {call.value: f"{call.operator}({call.argument})" for call in layers}
     rows = list(dict.fromkeys(entry.step for entry in entries))
-    terms = list(dict.fromkeys(calls.get(entry.term, entry.term) for entry in entries))
+    terms = list(dict.fromkeys(labels.get(entry.term, entry.term) for entry in entries))
     groups = [program.main, *(operator for operator in program.operators if operator != program.main), ""]
-    group_of = {
-        calls[step.value]: groups.index(step.operator) for step in program.applies if step.value not in iterates
-    }
+    group_of = {labels[call.value]: groups.index(call.operator) for call in layers}
     columns = sorted(terms, key=lambda term: group_of.get(term, len(groups) - 1))  # a stable sort
     kinds = [group_of.get(term, len(groups) - 1) for term in columns]
     learned = np.full((len(rows), len(columns)), np.nan)
     textbook = learned.copy()
     for entry in entries:
-        place = rows.index(entry.step), columns.index(calls.get(entry.term, entry.term))
+        place = rows.index(entry.step), columns.index(labels.get(entry.term, entry.term))
         learned[place] = entry.value
         textbook[place] = np.nan if entry.textbook is None else entry.textbook
     limit = max(1e-3, *(abs(value) for value in [*learned.flat, *textbook.flat] if math.isfinite(value)))
