@@ -7,7 +7,8 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
-from optnet.errors import ConfigError, unknown
+from optnet.errors import ConfigError
+from optnet.options import one_of
 
 OPTIONS = ("-sc", "--shell-completion")
 SHELLS = ("bash", "fish", "zsh")
@@ -21,8 +22,7 @@ def check(overrides: Sequence[str]) -> None:
     what, _, shell = (overrides[0] if len(overrides) == 1 else "").partition("=")
     if what not in WHAT:
         raise ConfigError("-sc takes one of install=SHELL, uninstall=SHELL and query=SHELL, like -sc install=bash")
-    if shell not in SHELLS:
-        raise ConfigError(unknown(what, shell, SHELLS))
+    one_of(what, shell, SHELLS)
 
 
 def complete(arguments: Sequence[str], programs: Mapping[str, Callable[[], None]], names: Mapping[str, str]) -> int:

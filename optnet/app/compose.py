@@ -31,10 +31,10 @@ from optnet.app.exits import exit_statuses
 from optnet.app.guide import guide
 from optnet.app.refusal import one_line, refused, wrong_type
 from optnet.data import DataOptions
-from optnet.errors import AlgorithmError, ConfigError, RequestError, unknown
+from optnet.errors import AlgorithmError, ConfigError, RequestError
 from optnet.language.lookup import find_algorithm, list_algorithms
 from optnet.networks.zoo import list_models
-from optnet.options import check, expand_paths, tables
+from optnet.options import check, expand_paths, one_of, tables
 from optnet.training.distributed import launched
 from optnet.training.trainers import TRAINERS
 
@@ -323,8 +323,7 @@ def _objects(schema: Schema, content: Any) -> Any:
     base = OmegaConf.structured(schema)
     if "trainer" in base:
         name = OmegaConf.select(content, "trainer.name")
-        if name not in TRAINERS:
-            raise ConfigError(unknown("trainer.name", name, TRAINERS))
+        one_of("trainer.name", name, TRAINERS)
         base.trainer = OmegaConf.structured(TRAINERS[name].options)
     try:
         plain = OmegaConf.to_container(content)  # merged as it is, a key that was added with + would pass

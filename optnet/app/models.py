@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import timm
-from timm.layers import create_act, create_norm
+from timm.layers import create_norm
 from torch import nn
 
 from optnet.app.config import Model
 from optnet.errors import AlgorithmError, ConfigError, ModelError, foreign, unknown
 from optnet.networks import zoo
+from optnet.networks.layers.style import ACTIVATIONS
 from optnet.training import weights
+from optnet.training.environment import silent
 
 LAYERS = {
-    "act_layer": tuple(create_act._ACT_LAYER_DEFAULT),
+    "act_layer": ACTIVATIONS,
     "norm_layer": tuple(create_norm._NORM_MAP),
 }
 """The layers that timm's models take by name."""
@@ -65,7 +64,7 @@ def build(
     if file and not Path(str(file)).is_file():
         raise ModelError(f"model.kwargs.checkpoint_path={file}: there is no such file")
     try:
-        with _silent(), foreign(f"model={config.name}", ModelError):
+        with silent(), foreign(f"model={config.name}", ModelError):
             try:
                 model = timm.create_model(config.name, **{**kwargs, "checkpoint_path": None} if file else kwargs)
             except (KeyError, AssertionError):
@@ -97,16 +96,6 @@ def _check_name(name: str) -> None:
     architecture, _, tag = name.partition(".")
     if tag and name not in (known := timm.list_pretrained(f"{architecture}.*")):
         raise ModelError(unknown("model", name, known) if known else f"model={name}: {architecture} has no weights")
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Keeps timm's and the hub's log messages to themselves: an error says in one line what they said in many."""
-    logging.disable(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logging.disable(logging.NOTSET)
 
 
 def _pretrained(name: str) -> Any:

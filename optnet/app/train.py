@@ -163,9 +163,13 @@ def _freeze(config: Train, model: nn.Module) -> list[str]:
 
 
 def _least_images(config: Train, model: nn.Module, data: DataSet) -> int:
-    """Raises:
-    ConfigError: the batches are too small for the model.
+    """``trainers.least_images``, tried where it matters: in batches of one image, or that a skip may leave with one.
+
+    Raises:
+        ConfigError: the batches are too small for the model.
     """
+    if config.batch_size > 1 and not config.data.skip:
+        return 1
     least = trainers.least_images(model, data.shape)
     if config.batch_size < least:
         size = "x".join(map(str, data.shape))

@@ -16,11 +16,11 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import _WeightNorm
 
-from optnet.errors import ConfigError, unknown
+from optnet.errors import ConfigError
 from optnet.networks.layers.convolution import Conv2d
 from optnet.networks.modes import mode
 from optnet.networks.objectives import Elementwise
-from optnet.options import choice, number
+from optnet.options import choice, number, one_of
 
 Fill = Callable[[Tensor, float], Any]
 
@@ -104,10 +104,9 @@ def initialise(
         ConfigError: the scheme is unknown, does not suit the model, or needs a batch that is missing; the scheme takes
             no gain; or a label is out of the classifier's range.
     """
-    if scheme not in SCHEMES:
-        raise ConfigError(unknown("init", scheme, SCHEMES))
-    if output_bias not in (None, *OUTPUT_BIASES):
-        raise ConfigError(unknown("init.output_bias", output_bias, OUTPUT_BIASES))
+    one_of("init", scheme, SCHEMES)
+    if output_bias is not None:
+        one_of("init.output_bias", output_bias, OUTPUT_BIASES)
     if gain is not None and scheme not in GAINED:
         raise ConfigError(f"init.gain={gain:g} is only for {' and '.join(GAINED)}; leave it out of init={scheme}")
     fill = SCHEMES[scheme]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 import resource
 import sys
@@ -35,6 +36,17 @@ def find_device(name: str) -> torch.device:
     if made.type == "meta":
         raise ConfigError("device=meta computes nothing; try device=auto or device=cpu")
     return made
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Keeps timm's and the hub's log messages to themselves: an error says in one line what they said in many."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def versions() -> dict[str, str]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -19,6 +17,7 @@ from optnet.errors import CheckpointError, ConfigError, ModelError, RequestError
 from optnet.networks.statistics import hold, keepers
 from optnet.networks.unrolled import coefficient_names
 from optnet.training import checkpoint, weights
+from optnet.training.environment import silent
 from optnet.training.weights import State, some
 
 ALL_BUT_HEAD, ALL_BUT_COEFFICIENTS = "all_but_head", "all_but_coefficients"
@@ -60,7 +59,7 @@ def find(given: str) -> Source:
         near = did_you_mean(given, _tags(given) or timm.list_pretrained())
         raise CheckpointError(f"{shown}: there is no such file or folder, and timm has no weights of that name{near}")
     try:
-        with _silent():
+        with silent():
             model = timm.create_model(given, pretrained=True)
     except RequestError:
         raise
@@ -77,16 +76,6 @@ def _tags(given: str) -> list[str]:
         return []
     found: list[str] = timm.list_pretrained(f"{architecture}.*") + timm.list_pretrained(architecture)
     return [*found, architecture] if found else []
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logging.disable(before)
 
 
 def start(model: nn.Module, source: Source, classes: Sequence[str] = ()) -> str:
