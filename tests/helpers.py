@@ -247,6 +247,16 @@ def only_run(tmp_path):
     return folder
 
 
+FILES = {
+    "config.yaml", "data.json", "record.jsonl", "metrics.jsonl", "summary.json", "checkpoints", "console.log",
+}  # fmt: skip
+"""What a finished run's folder has, besides TensorBoard's files."""
+
+
+def files(folder):
+    return {file.name for file in folder.iterdir() if "tfevents" not in file.name}
+
+
 def metrics(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 

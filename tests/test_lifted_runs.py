@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import call, go, prepare
+from helpers import FILES, call, files, go, prepare
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import optnet
@@ -61,16 +61,7 @@ def test_a_lifted_trainer_learns_and_leaves_the_same_folder(tmp_path, setting):
     _, _, hidden, _, epochs, top1 = setting
     go(prepare(config(tmp_path, setting)))
     folder = only_run(tmp_path)
-    names = {file.name for file in folder.iterdir() if "tfevents" not in file.name}
-    assert names == {
-        "config.yaml",
-        "data.json",
-        "record.jsonl",
-        "metrics.jsonl",
-        "summary.json",
-        "checkpoints",
-        "console.log",
-    }
+    assert files(folder) == FILES
     lines, summary = metrics(folder), json.loads((folder / "summary.json").read_text())
     assert len(lines) == epochs and summary["best"] == max(line["validation_top1"] for line in lines) > top1
     layers = range(1, len(hidden) + 2)

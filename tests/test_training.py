@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from helpers import CLOCK, TINY, config, crossed, go, metrics, only_run, prepare, some, train, weights
+from helpers import CLOCK, FILES, TINY, config, crossed, files, go, metrics, only_run, prepare, some, train, weights
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import optnet
@@ -31,16 +31,7 @@ FAMILIES = ["gradient_descent", "heavy_ball", "nesterov", "nesterov_dense", "adm
 def test_a_run_owns_one_folder(tmp_path):
     done = train(tmp_path)
     folder = only_run(tmp_path)
-    names = {file.name for file in folder.iterdir() if "tfevents" not in file.name}
-    assert names == {
-        "config.yaml",
-        "data.json",
-        "record.jsonl",
-        "metrics.jsonl",
-        "summary.json",
-        "checkpoints",
-        "console.log",
-    }
+    assert files(folder) == FILES
     assert {file.name for file in (folder / "checkpoints").iterdir()} == {"best.pt", "last.pt", "previous.pt"}
     summary = json.loads((folder / "summary.json").read_text())
     wanted = (
