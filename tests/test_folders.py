@@ -1,7 +1,8 @@
-"""What counts as data below a folder, what is refused, and classes with unusual names."""
+"""What counts as data below a folder, what splits are, what is refused, and classes with unusual names."""
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -231,3 +232,62 @@ def test_two_folders_that_are_shown_alike_are_refused(tmp_path):
     with pytest.raises(DataError, match="are the same but for case and control characters") as error:
         load("folder", str(tmp_path))
     assert "\n" not in str(error.value)
+
+
+def test_a_validation_folder_is_the_validation_split(tmp_path):
+    for part, count in {"train": 6, "val": 3, "test": 2}.items():
+        class_folder(tmp_path / part, count=count)
+        (tmp_path / part / ".thumbnails").mkdir()  # no class
+    data = load("folder", str(tmp_path), size=16)
+    assert [len(data.train), len(data.validation), len(data.test)] == [12, 6, 4]
+    shutil.rmtree(tmp_path / "test")
+    data = load("folder", str(tmp_path), size=16)  # as ImageNet lies
+    assert [len(data.train), len(data.validation), len(data.test)] == [11, 1, 6]
+
+
+@pytest.mark.parametrize("names", ["train valid test", "train validation test", "Train Val Test", "TRAIN Valid TEST"])
+def test_what_splits_may_be_called(tmp_path, names):
+    for name, count in zip(names.split(), (6, 3, 2), strict=True):
+        class_folder(tmp_path / name, count=count)
+    data = load("folder", str(tmp_path), size=16)
+    assert [len(data.train), len(data.validation), len(data.test)] == [12, 6, 4]
+    shutil.rmtree(tmp_path / names.split()[0])
+    data = load("folder", str(tmp_path), size=16, training=False)
+    assert [len(data.train), len(data.validation), len(data.test)] == [0, 6, 4]
+    with pytest.raises(DataError, match="too few"):
+        load("folder", str(tmp_path))
+
+
+@pytest.mark.parametrize("folders, said", [
+    ("train/cat train/dog test/cat test/dog dev/cat extra", "splits test and train and also the folders dev, extra"),
+    ("bus car train", "splits train and also the folders bus, car; .* whatever their names, into .*/train"),
+    ("Test cat dog", "splits Test and also the folders cat, dog"),
+    ("train/cat train/dog val/cat val/dog valid/cat valid/dog", "val and .*valid are the same split"),
+    ("Train/cat train/cat", "rain and .*rain are the same split"),
+    ("training/cat training/dog testing/cat testing/dog", "testing, training .* if they are splits, call them train"),
+])  # fmt: skip
+def test_layouts_that_mean_something_else_are_refused(tmp_path, folders, said):
+    for place in folders.split():
+        class_folder(tmp_path, classes=[place], count=2)
+    with pytest.raises(DataError, match=said) as error:
+        load("folder", str(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+def test_classes_called_like_splits(tmp_path):
+    class_folder(tmp_path / "train", classes=("bus", "test", "train"))
+    assert load("folder", str(tmp_path)).classes == ("bus", "test", "train")
+
+
+def test_classes_of_folders_in_folders(tmp_path):
+    class_folder(tmp_path, classes=("cat/black", "cat/white", "dog", "dog/black"), count=5)
+    data = load("folder", str(tmp_path))
+    assert data.classes == ("cat", "dog") and len(data.train) + len(data.validation) + len(data.test) == 20
+
+
+@pytest.mark.parametrize("part", ["val", "test"])
+def test_folders_of_other_classes_are_refused(tmp_path, part):
+    for name in ("train", "val", "test"):
+        class_folder(tmp_path / name, classes=("cat", "dog", "emu") if name == part else ("cat", "dog"), count=2)
+    with pytest.raises(DataError, match=f"{part} have different classes: emu"):
+        load("folder", str(tmp_path))
