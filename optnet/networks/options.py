@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from optnet.errors import ModelError
 from optnet.language.tracing import READINGS
@@ -55,4 +56,5 @@ class NetworkOptions:
     def checked(self) -> NetworkOptions:
         """Checks that every value is in its range; returns the options, with the word for each synonym."""
         check(self, error=ModelError)
-        return replace(self, **words(self))
+        settled: dict[str, Any] = words(self)
+        return replace(self, **settled)
