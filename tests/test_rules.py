@@ -11,6 +11,9 @@ from helpers import crossed
 
 import optnet
 from optnet import Iterate, ModelError, Operator
+from optnet.app.compose import compose, register
+from optnet.app.config import Train
+from optnet.app.train import prepare
 from optnet.data import load
 from optnet.networks.rules import CONSTANTS, NAMES, RULES, table
 from optnet.networks.unrolled import coefficient_names, unrolled_in
@@ -119,8 +122,7 @@ def test_far_outside_the_rule_still_holds(rule):
         check(rule, model, 1e-4 * max(1, scale / 10))
 
 
-@pytest.mark.parametrize("rule", sorted(NAMES))
-@pytest.mark.parametrize("per_channel", [False, True])
+@pytest.mark.parametrize("rule, per_channel", crossed(sorted(NAMES), [False, True]))
 def test_pytorchs_tools_accept_it(rule, per_channel, tmp_path):
     model = build("HB-Net", rule, per_channel=per_channel).eval()
     for parameter in ruled(model).values():
@@ -145,6 +147,33 @@ def test_one_pass_of_training_through_activation_checkpointing():
         model(x).square().mean().backward()
     for (name, one), other in zip(ruled(plain).items(), ruled(kept).values(), strict=True):
         torch.testing.assert_close(one.grad, other.grad, msg=name)
+
+
+FREE = {
+    "create_model": lambda word: optnet.create_model("heavy_ball", coefficients=word),
+    "timm": lambda word: timm.create_model("hbnet_small", coefficients=word),
+    "Network": lambda word: optnet.Network.from_algorithm("heavy_ball", coefficients=word),
+    "unroll": lambda word: optnet.unroll("heavy_ball", steps=3, operators={"T": torch.nn.Tanh()}, coefficients=word),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", FREE)
+def test_free_is_another_word_for_learnable(how):
+    free, learnable = FREE[how]("free"), FREE[how]("learnable")
+    assert free.state_dict().keys() == learnable.state_dict().keys()
+    assert coefficient_names(free) == coefficient_names(learnable) != set()
+    if how != "unroll":
+        assert free.options == learnable.options
+
+
+@pytest.mark.parametrize("key", ["model.coefficients", "model.kwargs.coefficients"])
+def test_free_is_stored_as_learnable(key, tmp_path):
+    request = register("train", Train, ["model=hbnet_small", f"runs={tmp_path}", "device=cpu", f"{key}=free"])
+    config = compose("train", Train, request)[0]
+    job = prepare(config)
+    assert job.described["kwargs"]["coefficients"] == "learnable"
+    assert config.model.coefficients == (None if "kwargs" in key else "learnable")
+    assert coefficient_names(job.model)
 
 
 def hyper(T: Operator, x: Iterate, y: Iterate, z: Iterate, steps: int) -> tuple[Iterate, Iterate, Iterate]:

@@ -21,6 +21,8 @@ from optnet.networks.rules import CONSTANTS, NAMES, Table, table
 from optnet.options import one_of
 
 COEFFICIENTS = ("learnable", "fixed", *NAMES)
+SYNONYMS = {"free": "learnable"}
+"""Other words in ``coefficients=``, and what they stand for."""
 MOST = 20_000
 """The number of instructions of the largest program that becomes a module."""
 
@@ -207,8 +209,8 @@ def unroll(
         algorithm: whatever ``optnet.trace`` takes, or a ``Program`` (then steps, reading and constants are its own).
         steps: the number of iterations.
         operators: a module or factory for each operator to trace.
-        coefficients: ``learnable`` (1-d parameters named ``coefficients.<row>``), ``fixed`` numbers, or learned under a
-            rule of ``optnet.networks.rules.NAMES``.
+        coefficients: ``learnable`` or ``free`` (1-d parameters named ``coefficients.<row>``), ``fixed`` numbers, or
+            learned under a rule of ``optnet.networks.rules.NAMES``.
         reading: ``map`` (default) or ``residual``; see ``optnet.trace``.
         per_channel: one coefficient per channel instead of one per term; needs ``channels``.
         channels: the number of channels (dimension 1) of the iterates.
@@ -229,7 +231,8 @@ def unroll(
         OperatorError: an operator is missing, unknown or not a layer; an unknown option.
         ProgramError: a starting point of another shape enters a sum with a non-zero weight.
     """
-    one_of("coefficients", coefficients, COEFFICIENTS, OperatorError)
+    one_of("coefficients", coefficients, (*COEFFICIENTS, *SYNONYMS), OperatorError)
+    coefficients = SYNONYMS.get(coefficients, coefficients)
     one_of("memory", memory, MEMORY, OperatorError)
     operators = {python_name(name): operator for name, operator in operators.items()}
     if per_channel and (type(channels) is not int or channels < 1):
