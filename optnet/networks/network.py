@@ -121,7 +121,13 @@ class Network(nn.Module):
             raise ModelError(
                 f"per_channel=true does not go with layer={layer}: its sums and its iterates differ in width"
             )
-        style = Style(options.act_layer, options.norm, options.norm_place, device, dtype)
+        if options.proj_drop_rate and not family.drops:
+            raise ModelError(
+                f"proj_drop_rate={options.proj_drop_rate:g} does not go with layer={layer}, whose layers have no "
+                f"dropout; drop_rate is the dropout before the classifier"
+            )
+        shared = ("act_layer", "norm", "norm_place", "proj_drop_rate", "proj_drop_place")
+        style = Style(**{name: getattr(options, name) for name in shared}, device=device, dtype=dtype)
         how = {name: getattr(options, name) for name in ("coefficients", "per_channel", "memory")}
         how |= {"device": device, "dtype": dtype}
         self.programs, self.widths, self.layer, self.options = list(programs), list(widths), layer, options

@@ -9,7 +9,7 @@ from optnet.errors import ModelError
 from optnet.language.tracing import READINGS
 from optnet.networks.activation_checkpointing import MEMORY
 from optnet.networks.design import COEFFICIENT_INITS, TRANSITIONS
-from optnet.networks.layers import FAMILIES, NORMS, PLACES
+from optnet.networks.layers import DROP_PLACES, FAMILIES, NORMS, PLACES
 from optnet.networks.unrolled import COEFFICIENTS, SYNONYMS
 from optnet.options import check, choice, number, option, words
 
@@ -52,6 +52,15 @@ class NetworkOptions:
     stem: str = choice("small", *STEMS, help="a 3x3 convolution, or 7x7 with stride 2 and max pooling")
     stem_width: int | None = number(None, 1, help="the stem's channels; null: the first stage's width", example=16)
     drop_rate: float = number(0.0, 0, 1, help="dropout before the classifier")
+    proj_drop_rate: float = number(
+        0.0, 0, 1, help="dropout inside dense layers; DenseNet takes 0.2 without augmentation"
+    )
+    proj_drop_place: str = choice(
+        "layers",
+        *DROP_PLACES,
+        help="that dropout comes after each dense layer, as in timm, or after every convolution but the first, as in "
+        "the paper",
+    )
 
     def checked(self) -> NetworkOptions:
         """Checks that every value is in its range; returns the options, with the word for each synonym."""
