@@ -27,16 +27,17 @@ from optnet.options import check
 from optnet.training import checkpoint, run
 
 
-def crossed(*lists, without=lambda *values: False):
+def crossed(*lists, without=lambda *values: False, strength=None):
     """The full product of lists, for ``pytest.mark.parametrize``: a covering part by default, the rest under ``slow``.
 
     The covering part of three lists or more has every pair of their values; of two lists, whose pairs are the product,
-    it has every value, spread evenly over the other list's. ``without``: combinations that are in neither part.
+    it has every value, spread evenly over the other list's. ``strength`` 1: every value, of three lists or more too.
+    ``without``: combinations that are in neither part.
     """
     lists = [list(values) for values in lists]
     rows = [row for row in itertools.product(*(range(len(values)) for values in lists))
             if not without(*(values[i] for values, i in zip(lists, row, strict=True)))]  # fmt: skip
-    chosen = covering(rows, 2 if sum(len(values) > 1 for values in lists) > 2 else 1)
+    chosen = covering(rows, strength or (2 if sum(len(values) > 1 for values in lists) > 2 else 1))
     cases = []
     for row in rows:
         case = [values[i] for values, i in zip(lists, row, strict=True)]

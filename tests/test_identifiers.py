@@ -40,7 +40,7 @@ def program_of(role, name):
     return Algorithm(space["made"]), parts["operator"], parts["constant"]
 
 
-@pytest.mark.parametrize("role, name, learned", crossed(ROLES, NAMES, ["learnable", "fixed"]))
+@pytest.mark.parametrize("role, name, learned", crossed(ROLES, NAMES, ["learnable", "fixed"], strength=1))
 def test_any_identifier_may_name_anything(role, name, learned):
     method, operator, constant = program_of(role, name)
     shared = layer("tanh", 5)
