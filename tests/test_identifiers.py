@@ -66,6 +66,7 @@ def test_any_identifier_may_name_anything(role, name, learned):
 
 
 @pytest.mark.parametrize("role, name", crossed(ROLES, ["self", "λ", "inf", "forward", "T_1", "__T"]))
+@pytest.mark.sampled(2)
 def test_export_takes_any_identifier(role, name):
     method, operator, _ = program_of(role, name)
     given = layer("tanh", 5) if role != "untied operator" else lambda call: layer("tanh", 100 + call.index)

@@ -65,6 +65,7 @@ def test_no_file_repeats_a_default(file):
 
 
 @pytest.mark.parametrize("request_", ["train", "evaluate", *(f"train trainer={name}" for name in TRAINERS)])
+@pytest.mark.sampled(3)
 def test_help_shows_every_key_and_every_group(request_, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "120")
     program, *arguments = request_.split()
