@@ -17,7 +17,7 @@ from optnet.app import main
 from optnet.app import train as application
 from optnet.training.loop import Observer
 
-TINY = ("model.blocks=[1,1]", "model.widths=[4,8]", "epochs=1", "device=cpu")
+TINY = ("model.blocks=[1,1]", "model.widths=[4,8]", "epochs=1", "device=cpu", "monitor=none", "limit_batches=2")
 
 BAD = [
     "epochs=abc", "epochs=0", "epochs=", "epochs", "batch_size=1.5", "batch_size=0", "lr=-1", "lr=nan",
@@ -80,8 +80,8 @@ def test_own_algorithms_by_file_path_and_sweep(tmp_path, monkeypatch):
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "mine.py").write_text(MINE)
     assert call(monkeypatch, "train", "algorithm=sub/mine.py:mine", "algorithm.pull=0.1", *TINY) == 0
-    assert call(monkeypatch, "train", f"algorithm={tmp_path}/sub/mine.py:mine", *TINY, "limit_batches=2") == 0
-    sweep = ("-m", "algorithm=sub/mine.py:mine,heavy_ball", "seed=0,1", "limit_batches=2")
+    assert call(monkeypatch, "train", f"algorithm={tmp_path}/sub/mine.py:mine", *TINY) == 0
+    sweep = ("-m", "algorithm=sub/mine.py:mine,heavy_ball", "seed=0,1")
     assert call(monkeypatch, "train", *sweep, *TINY) == 0
     assert len(list(tmp_path.glob("runs/mine.py.mine-hbnet_small-digits/*/summary.json"))) == 4
     assert len(list(tmp_path.glob("runs/heavy_ball-hbnet_small-digits/*/summary.json"))) == 2

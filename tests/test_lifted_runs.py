@@ -168,7 +168,7 @@ def test_bad_requests_on_the_command_line(request_, tmp_path, monkeypatch, capsy
 def test_each_trainer_has_a_file_and_composes_to_its_defaults(name):
     assert {file.stem for file in CONF.glob("trainer/*.yaml")} == set(trainers.TRAINERS)
     compose.register("train", Train, [])
-    made = compose.compose("train", Train, [f"trainer={name}"])[0].trainer
+    made = compose.compose("train", Train, [f"trainer={name}"]).trainer
     assert made == trainers.TRAINERS[name].options() and made.name == name
 
 

@@ -73,7 +73,7 @@ def test_help_shows_every_key_and_every_group(request_, monkeypatch, capsys):
     out, err = capsys.readouterr()
     assert not err and out.count(f"python {program}.py ") >= 3
     schema = Train if program == "train" else Evaluate
-    config, groups = compose.compose(program, schema, arguments)
+    config, groups = compose.compose(program, schema, arguments), compose.options_of_groups()
     flat = " ".join(out.split())
     for option in describe(config):
         assert f"{option.name}={option.default}" in out

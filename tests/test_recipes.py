@@ -26,7 +26,7 @@ SHAPES = {"cifar": (32, 10), "cifar10": (32, 10), "imagenet": (224, 1000), "mnis
 
 def composed(*overrides):
     command.register("train", Train, [])
-    return command.compose("train", Train, overrides)[0]
+    return command.compose("train", Train, overrides)
 
 
 def tiny(name, tmp_path):

@@ -396,4 +396,4 @@ def test_the_settings_in_python_are_those_of_the_command_line(monkeypatch):
     register("train", Train, [])
     composed, _ = compose("train", Train, [])
     assert composed == Train()
-    assert compose("train", Train, ["data=svhn"])[0].data.augment == "none"
+    assert compose("train", Train, ["data=svhn"]).data.augment == "none"
