@@ -25,6 +25,7 @@ from optnet.lifted.losses import LOSSES
 from optnet.networks.objectives import ACTIVATIONS, activation
 from optnet.options import check
 from optnet.training import checkpoint, run
+from optnet.training.monitoring.monitor import MonitorOptions
 
 
 def crossed(*lists, without=lambda *values: False, strength=None):
@@ -227,7 +228,8 @@ CLOCK = ("time_images_per_second", "time_train_seconds")
 
 
 def config(tmp_path, **options):
-    options.setdefault("model", Model(**TINY))
+    """Of a small run, without figures and graph unless its monitor is given."""
+    options = {"model": Model(**TINY), "monitor": MonitorOptions(figures="none", graph=False), **options}
     made = Train(**{"runs": str(tmp_path / "runs"), "epochs": 3, "device": "cpu", "progress": False, **options})
     made.data.augment = "shift"
     check(made)

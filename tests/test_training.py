@@ -394,6 +394,6 @@ def test_an_existing_file_is_not_overwritten(tmp_path, monkeypatch):
 def test_the_settings_in_python_are_those_of_the_command_line(monkeypatch):
     monkeypatch.setattr("sys.argv", ["train.py"])
     register("train", Train, [])
-    composed, _ = compose("train", Train, [])
+    composed = compose("train", Train, [])
     assert composed == Train()
     assert compose("train", Train, ["data=svhn"]).data.augment == "none"
