@@ -22,7 +22,8 @@ FAMILIES = {
     "GD-Net": {"model_name": "resnet_small"}, "HB-Net": {"model_name": "hbnet_small"},
     "AGD-Net": {"model_name": "agdnet_small", "blocks": [4, 4], "widths": [6, 6], "stem_width": 8},
     "AGD-Net-BC": {"model_name": "agdnet_small", "blocks": [3, 3], "widths": [6, 6], "layer": "dense_bc"},
-    "ADMM-Net": {"model_name": "admmnet_small"}, "DMRNet": {"model_name": "dmrnet20_cifar"},
+    "ADMM-Net": {"model_name": "admmnet_small"}, "ADMM": {"model_name": "admmnet_small", "algorithm": "admm"},
+    "DMRNet": {"model_name": "dmrnet20_cifar"},
     "HB-Net, project": {"model_name": "hbnet_small", "transition": "project"},
     "bottlenecks": {"model_name": "hbnet_small", "layer": "preact_bottleneck", "widths": [4, 4]},
 }  # fmt: skip
@@ -252,53 +253,6 @@ def test_only_the_coefficients_are_trained(rule):
     model = optnet.freeze_all_but_coefficients(build("ADMM-Net", rule))
     assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == set(ruled(model))
     assert coefficient_names(model) <= model.no_weight_decay()
-
-
-AFFINE = [("heavy_ball", "residual"), ("merge_and_run", "residual"), ("nesterov_dense", "map")]
-
-
-@pytest.mark.parametrize("algorithm, reading", AFFINE)
-def test_learned_constants_are_those_of_the_algorithm(algorithm, reading):
-    """The network with moved constants is the network of the algorithm with these constants."""
-    method = optnet.find_algorithm(algorithm)
-    values = {**method.ancestor, "beta": 0.25} if "beta" in method.ancestor else dict(method.ancestor)
-    layers = {"T": torch.nn.Linear(3, 3).double()}
-    options = {"steps": 4, "operators": layers, "reading": reading, "dtype": torch.float64}
-    network = optnet.unroll(method, coefficients="constants", constants=values, **options)
-    (name,) = coefficient_names(network)
-    moved = dict(network.named_parameters())[name]
-    floats = [key for key, value in {**method.constants, **values}.items() if type(value) is float]
-    moved.data = torch.linspace(-0.4, 0.3, len(moved), dtype=torch.float64)
-    assert len(moved) == len(floats)
-    before = {**method.constants, **values}
-    now = {key: before[key] + change for key, change in zip(floats, moved.tolist(), strict=True)}
-    other = optnet.unroll(method, coefficients="fixed", constants={**values, **now}, **options)
-    points = [torch.randn(2, 3, dtype=torch.float64) for _ in method.starts]
-    for ours, theirs in zip(network(*points), other(*points), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
-
-
-def test_a_constant_an_iteration():
-    program = optnet.trace("heavy_ball", steps=4, reading="residual", constants={"beta": 0.5})
-    moved = {"beta": optnet.trace("heavy_ball", steps=4, reading="residual", constants={"beta": 1.5})}
-    betas = table("iteration_constants", program, moved=moved)
-    assert [len(block.weights) for block in betas.blocks] == [1, 1, 1]  # x_0 - x_{-1} is 0: the first has no effect
-    for k, block in enumerate(betas.blocks):
-        block.weights.data.fill_(0.1 * k)
-    rows = {row.value: row.terms for row in program.combines}
-    for k, (row, found) in enumerate(betas.weights().items()):
-        beta = 0.5 + 0.1 * k
-        assert sorted(found.tolist()) == pytest.approx(sorted([1.0, 1 + beta, -beta])), rows[row]
-
-
-CANNOT = [("halpern", "no constant"), ("admm", "not affine in rho"), ("triple_momentum", "q")]
-
-
-@pytest.mark.parametrize("algorithm, why", CANNOT)
-def test_constants_that_cannot_be_learned_are_named(algorithm, why):
-    with pytest.raises(ModelError, match=why) as error:
-        optnet.create_model(algorithm, coefficients="constants")
-    assert "\n" not in str(error.value) and "take consistent" in str(error.value)
 
 
 @pytest.mark.parametrize("rule", sorted(NAMES))

@@ -47,7 +47,7 @@ class Stage(nn.Module):
         shortcuts = {name: family.shortcut() for name in start.starts}
         self.unrolled = unroll(
             start, textbook=program.textbook, operators=operators, channels=family.chs, packed=True, equal=equal,
-            moved=program.moved,
+            formulas=program.formulas,
             shortcuts={name: layer for name, layer in shortcuts.items() if layer is not None or not family.same_start},
             **options,
         )  # fmt: skip
@@ -193,7 +193,7 @@ class Network(nn.Module):
         programs = design(
             method, blocks, with_P=_family(layer).takes_P, layer=layer, reading=chosen.reading,
             coefficient_init=chosen.coefficient_init, transition=chosen.transition, constants=constants,
-            learn_constants=chosen.coefficients in CONSTANTS,
+            per_iteration=CONSTANTS.get(chosen.coefficients),
         )  # fmt: skip
         return cls(
             programs, widths, layer=layer, options=chosen, num_classes=num_classes, in_chans=in_chans,
