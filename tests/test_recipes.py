@@ -81,6 +81,12 @@ def test_the_other_columns_of_the_table(name, data):
     assert config.data.name == data and config.data.augment == "none" and config.epochs >= 300
 
 
+@pytest.mark.parametrize("name", [name for name in ROWS if name.startswith("imagenet")])
+def test_imagenet_has_the_colours_of_fb_resnet_torch(name):
+    data = composed(f"experiment={name}").data
+    assert (data.color_jitter, data.lighting, data.interpolation) == (0.4, 0.1, "bicubic")
+
+
 def test_depths():
     """9 n + 2 layers, or 3 m + 4, whose weights are convolutions or the classifier; shortcuts are not counted."""
     for name, depth in {"hbnet83_cifar": 83, "hbnet164_cifar": 164}.items():

@@ -100,7 +100,6 @@ UNLIKE = {
         "resnetv2_50x1_bit", "densenetblur121d", "vit_tiny_patch16_224", "mobilenetv3_small_050",
     )},
     "stochastic depth": lambda: timm.create_model("resnet18", drop_path_rate=0.5),
-    "dropout inside": lambda: timm.create_model("densenet121", proj_drop_rate=0.2),
     "another activation": lambda: silu_inside(timm.create_model("resnet18")),
     "without weights": lambda: timm.create_model("resnet18", device="meta"),
     "no model": lambda: "resnet18",

@@ -34,7 +34,7 @@ from optnet.data import DataOptions
 from optnet.errors import AlgorithmError, ConfigError, RequestError
 from optnet.language.lookup import find_algorithm, list_algorithms
 from optnet.networks.zoo import list_models
-from optnet.options import check, expand_paths, one_of, tables
+from optnet.options import check, expand_paths, one_of, settle_words, tables
 from optnet.training.distributed import launched
 from optnet.training.trainers import TRAINERS
 
@@ -316,6 +316,7 @@ def typed(schema: Schema, config: Any) -> Any:
     except OmegaConfBaseException as error:
         raise refused(error, _defaults(schema), groups=_groups(schema)) from None
     expand_paths(checked)
+    settle_words(checked)
     check(checked)
     return checked
 
