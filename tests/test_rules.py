@@ -83,6 +83,7 @@ def check(rule, model, tolerance=1e-6):
 
 
 @pytest.mark.parametrize("rule, family", crossed(NAMES, FAMILIES))
+@pytest.mark.sampled(4)
 def test_a_rule_is_kept_at_every_step(rule, family):
     data = load("digits", "")
     model = build(family, rule)
@@ -126,6 +127,7 @@ def test_far_outside_the_rule_still_holds(rule):
 @pytest.mark.parametrize(
     "rule, per_channel", crossed(sorted(NAMES), [False, True], without=lambda *case: case == (DYNAMIC, True))
 )
+@pytest.mark.sampled(3)
 def test_pytorchs_tools_accept_it(rule, per_channel, tmp_path):
     model = build("HB-Net", rule, per_channel=per_channel).eval()
     for parameter in ruled(model).values():
