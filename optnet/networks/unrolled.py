@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import accumulate
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -178,10 +177,10 @@ def coefficient_names(model: nn.Module) -> set[str]:
     """The names of the model's parameters that are learnable coefficients."""
     names: set[str] = set()
     for stage, module in unrolled_in(model).items():
-        own = set(filter(None, (*module.rows.values(), module.table)))
-        for name, _ in module.body.named_parameters():
-            if own.intersection(accumulate(name.split("."), "{}.{}".format)):
-                names.add(f"{stage}.body.{name}" if stage else f"body.{name}")
+        rows = set(filter(None, module.rows.values()))
+        holders = {module.table} if module.table else rows if module.per_sample else set()
+        inside = {f"{one}.{name}" for one in holders for name, _ in module.body.get_submodule(one).named_parameters()}
+        names |= {f"{stage}.body.{name}" if stage else f"body.{name}" for name in inside or rows}
     return names
 
 
