@@ -149,7 +149,9 @@ def test_two_processes_train_and_score_as_one(tmp_path, more):
     assert len(list(two.glob("*tfevents*"))) == len(list(one.glob("*tfevents*")))
 
     checkpoint = two / "checkpoints" / "best.pt"
-    split, count = ("test", 360) if "data.validation=0" in options else ("validation", 143)  # no multiple of 2 or 3
+    split, count = (
+        ("test", 360) if "data.validation=0" in options else ("validation", 143)
+    )  # 143: no multiple of 2 or 3
     for place, launcher in (("e1", ()), ("e3", torchrun(3)[:-1])):
         arguments = [f"checkpoint={checkpoint}", "device=cpu", f"split={split}", f"output={tmp_path / place}.json"]
         finished(start(tmp_path, *launcher, ROOT / "evaluate.py", *arguments))
