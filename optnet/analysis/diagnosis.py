@@ -43,6 +43,11 @@ def amplification(program: Program) -> float:
     return worst
 
 
+def amplification_limit(program: Program) -> float:
+    """The largest ``amplification`` of a zero-stable program: a disturbance may grow linearly with the calls."""
+    return 10.0 * max(1, len(program.calls(program.main))) + 10
+
+
 def growth(program: Program) -> list[float]:
     """The norm of the argument of every call, then of the results, for random operators and starts of norm 1.
 
@@ -151,7 +156,7 @@ def diagnose(program: Program) -> Diagnosis:
     off = sum_rule(program)
     depth = max(1, len(program.calls(program.main)))
     amplified = amplification(program)
-    limit = 10.0 * depth + 10
+    limit = amplification_limit(program)
     consistent, stable = off < 1e-6, amplified <= limit
     small = sum(1 for _ in program.applies) <= MOST_CALLS
     largest = max(growth(program)) if small else None
