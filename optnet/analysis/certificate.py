@@ -61,7 +61,7 @@ class Certificate:
         nearest: the method of the library with the nearest table of coefficients to the learned one, and the distance
             (root mean square); '' if none has so many calls.
         rows: learned, projected, textbook, then the library's methods.
-        projected: the learned program with the projected coefficients.
+        programs: by each name of ``OWN``.
         solver: of the worst cases; '' if there are none.
         attained: a convex function for which the projected method is as bad as it can be.
         notes: what a reader must know, a sentence each.
@@ -76,7 +76,7 @@ class Certificate:
     distance: float
     largest_change: float
     nearest: tuple[str, float]
-    projected: Program
+    programs: Mapping[str, Program]
     rows: tuple[Row, ...]
     solver: str = ""
     attained: Samples | None = None
@@ -125,28 +125,26 @@ def certify(
     if worst_cases and gradients > MOST_CALLS:
         notes.append(f"The worst cases are left out: {gradients} gradients take too long; at most {MOST_CALLS} do.")
         worst_cases = False
-    own = dict(zip(OWN, (learned, projected, textbook), strict=True))
-    known = {name: inconsistency(program) <= ROUNDING for name, program in own.items()}
-    worst = {
-        (name, k): _worst(_text(program), k, k == inf) if known[name] else WorstCase(inf, "")
-        for name, program in own.items() for k in ((inf, kappa) if worst_cases else ())
-    }  # fmt: skip
-    for name, k in [*((name, inf) for name in CONVEX), *((name, kappa) for name in STRONGLY_CONVEX)]:
-        own[name] = own.get(name) or _library(name, gradients, k)
-        if worst_cases:
-            worst[name, k] = _worst(_text(_library(name, gradients, k)), k, False)
-    rows = tuple(
-        Row(
-            name, *(worst[name, k].value if (name, k) in worst else None for k in (inf, kappa)),
-            {} if name in STRONGLY_CONVEX and name not in CONVEX else {t.name: ratio(program, t) for t in trials()},
+    programs = dict(zip(OWN, (learned, projected, textbook), strict=True))
+    compared: dict[str, tuple[Program | None, Program | None]] = {name: (one, one) for name, one in programs.items()}
+    for name in dict.fromkeys((*CONVEX, *STRONGLY_CONVEX)):
+        compared[name] = (
+            library_method(name, gradients, inf) if name in CONVEX else None,
+            library_method(name, gradients, kappa) if name in STRONGLY_CONVEX else None,
         )
-        for name, program in own.items()
-    )  # fmt: skip
-    seen = worst.get(("projected", inf))
+    rows = []
+    for name, (first, second) in compared.items():
+        pairs = ((first, inf), (second, kappa))
+        worst = [_worst(one, k).value if one and worst_cases else None for one, k in pairs]
+        measured = {trial.name: ratio(first, trial) for trial in trials()} if first else {}
+        rows.append(Row(name, worst[0], worst[1], measured))
+    seen = _worst(projected, inf) if worst_cases else None
     return Certificate(
-        learned.name, learned.iterations, gradients, kappa, inconsistency(learned), stability(learned, textbook),
-        float(np.linalg.norm(changes)), float(np.abs(changes).max(initial=0.0)), nearest(learned), projected, rows,
-        seen.solver if seen else "", seen.attained if seen else None, tuple(notes),
+        name=learned.name, iterations=learned.iterations, gradients=gradients, kappa=kappa, programs=programs,
+        inconsistency=inconsistency(learned), stability=stability(learned, textbook), nearest=nearest(learned),
+        distance=float(np.linalg.norm(changes)), largest_change=float(np.abs(changes).max(initial=0.0)),
+        rows=tuple(rows), solver=seen.solver if seen else "", attained=seen.attained if seen else None,
+        notes=tuple(notes),
     )  # fmt: skip
 
 
@@ -157,7 +155,9 @@ def trials() -> tuple[Trial, ...]:
 
 def _check(program: Program) -> None:
     if not program.calls(program.main):
-        raise RequestError(f"{program.name}: no call of {program.main} is left in this stage; there is nothing to certify")
+        raise RequestError(
+            f"{program.name}: no call of {program.main} is left in this stage; there is nothing to certify"
+        )
     others = [name for name in program.operators if name != program.main]
     if len(others) >= MOST_OPERATORS:
         raise RequestError(
@@ -176,19 +176,21 @@ def _notes(learned: Program, textbook: Program) -> Iterator[str]:
         yield f"Its {len(learned.starts)} starting points are taken as equal."
 
 
-def _text(program: Program) -> str:
-    """What a program computes, so that equal ones are recognised."""
-    return replace(one_call_per_point(program), name="", constants={}).to_json()
+def _worst(program: Program, kappa: float) -> WorstCase:
+    """Of the gap over convex functions (kappa infinite), or of the distance over strongly convex ones."""
+    if inconsistency(program) > ROUNDING:
+        return WorstCase(inf, "")
+    return _worst_of(replace(one_call_per_point(program), name="", constants={}).to_json(), kappa)
 
 
 @lru_cache(maxsize=256)
-def _worst(text: str, kappa: float, attained: bool) -> WorstCase:
-    """Of the gap over convex functions (kappa infinite), or of the distance over strongly convex ones."""
+def _worst_of(text: str, kappa: float) -> WorstCase:
+    """``_worst`` of a program as text, without what it does not compute, so that equal ones are solved once."""
     metric = "gap" if kappa == inf else "distance"
-    return worst_case_of(Program.from_json(text), 1 / kappa, 1.0, metric=metric, attained=attained)
+    return worst_case_of(Program.from_json(text), 1 / kappa, 1.0, metric=metric, attained=kappa == inf)
 
 
-def _library(name: str, gradients: int, kappa: float) -> Program:
+def library_method(name: str, gradients: int, kappa: float) -> Program:
     """A method of the library with one gradient an iteration, and the constants that suit kappa."""
     method, q = find_algorithm(name), 1 / kappa
     given = {"beta": (1 - sqrt(q)) / (1 + sqrt(q))} if q and name == "nesterov" else {}

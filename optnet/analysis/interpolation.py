@@ -7,25 +7,23 @@ import numpy as np
 from optnet.analysis.scalars import Array
 from optnet.analysis.worst_case import Samples
 
-ITERATIONS = 2000
-"""Of the projected gradient method that evaluates the function."""
 
-
-def interpolant(samples: Samples, x: Array, L: float = 1.0) -> tuple[Array, Array]:
+def interpolant(samples: Samples, x: Array, L: float = 1.0, iterations: int = 2000) -> tuple[Array, Array]:
     """The value (n,) and the gradient (n, dimensions) of an L-smooth convex function through ``samples``, at x (n, ..).
 
     f(x) = min over weights a >= 0 with sum a = 1 of L/2 |x - sum_i a_i u_i|^2 + sum_i a_i v_i,
     u_i = x_i - g_i / L,  v_i = f_i - |g_i|^2 / (2 L)
 
     It is the largest L-smooth convex function through the samples, if there is one (Taylor, Hendrickx, Glineur 2017,
-    theorem 4 and remark 4). The weights are found by the accelerated projected gradient method with restarts.
+    theorem 4 and remark 4). The weights are found by the accelerated projected gradient method with
+    restarts, in so many iterations.
     """
     u = samples.points - samples.gradients / L
     v = samples.values - (samples.gradients**2).sum(1) / (2 * L)
-    step = 1 / (L * max(np.linalg.norm(u, 2) ** 2, 1e-12))
+    step = 1 / (L * max(float(np.linalg.norm(u, 2)) ** 2, 1e-12))
     a = np.full((len(x), len(u)), 1 / len(u))
     y, t = a, np.ones((len(x), 1))
-    for _ in range(ITERATIONS):
+    for _ in range(iterations):
         slope = L * (y @ u - x) @ u.T + v
         new = _onto_simplex(y - step * slope)
         turned = ((y - new) * (new - a)).sum(1, keepdims=True) > 0

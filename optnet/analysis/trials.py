@@ -81,7 +81,9 @@ def _sigmoid(x: Array) -> Array:
 
 def ratio(program: Program, trial: Trial) -> float:
     """(f(x_N) - f*) / |x_0 - x*|^2: what the worst case bounds."""
-    return trial.gap(_run(program, trial, np.zeros_like(trial.minimiser))[-1]) / float(trial.minimiser @ trial.minimiser)
+    return trial.gap(_run(program, trial, np.zeros_like(trial.minimiser))[-1]) / float(
+        trial.minimiser @ trial.minimiser
+    )
 
 
 def curve(program: Program, trial: Trial, evaluations: int) -> list[float]:

@@ -108,9 +108,7 @@ def nearest_valid(learned: Program, textbook: Program | None = None) -> Program:
     return found
 
 
-def _stabilised(
-    found: Program, learned: Program, textbook: Program, targets: _Targets, *, textbooks: bool
-) -> Program:
+def _stabilised(found: Program, learned: Program, textbook: Program, targets: _Targets, *, textbooks: bool) -> Program:
     """The consistent program with its unstable sums replaced; with ``textbooks`` all get the textbook's memory."""
     memory, own = _Memory(found, targets), textbook.weights()
     wanted, weights = learned.weights(), found.weights()
@@ -271,7 +269,9 @@ def _projected(value: Array, n: Array, target: float, rows: Array, *, absolute: 
     bounds = np.hstack([rows, np.zeros((len(rows), extra))])
     if absolute:  # t >= |rows w|, sum t <= 1
         eye = np.eye(extra)
-        bounds = np.vstack([np.hstack([-rows, eye]), np.hstack([rows, eye]), np.hstack([np.zeros(size), -np.ones(extra)])])
+        bounds = np.vstack(
+            [np.hstack([-rows, eye]), np.hstack([rows, eye]), np.hstack([np.zeros(size), -np.ones(extra)])]
+        )
     offsets = np.zeros(len(bounds))
     if absolute:
         offsets[-1] = 1.0
