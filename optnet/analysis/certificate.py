@@ -11,8 +11,16 @@ import numpy as np
 
 from optnet.analysis.diagnosis import nearest
 from optnet.analysis.quadratics import constants_for
+from optnet.analysis.scalars import run_on_scalars
 from optnet.analysis.trials import Trial, logistic_regression, quadratic, ratio
-from optnet.analysis.validity import ROUNDING, Stability, inconsistency, nearest_valid, stability
+from optnet.analysis.validity import (
+    CONSISTENT,
+    Stability,
+    inconsistency,
+    nearest_consistent,
+    nearest_valid,
+    stability,
+)
 from optnet.analysis.worst_case import MOST_CALLS, Samples, WorstCase, require, worst_case_of
 from optnet.errors import RequestError
 from optnet.language.folding import one_call_per_point
@@ -55,7 +63,7 @@ class Certificate:
     Attributes:
         iterations, gradients: of the learned program; calls of T at the same point count as one gradient.
         kappa: the condition number of the strongly convex functions.
-        inconsistency: see ``optnet.analysis.inconsistency``; the method is consistent if it is at most 1e-9.
+        inconsistency: see ``optnet.analysis.inconsistency``; the method is consistent if it is at most 1e-6.
         stability: of the learned program.
         distance, largest_change: between the learned and the projected coefficients, Euclidean and the largest.
         nearest: the method of the library with the nearest table of coefficients to the learned one, and the distance
@@ -84,7 +92,7 @@ class Certificate:
 
     @property
     def consistent(self) -> bool:
-        return self.inconsistency <= ROUNDING
+        return self.inconsistency <= CONSISTENT
 
     def row(self, name: str) -> Row:
         return next(row for row in self.rows if row.name == name)
@@ -97,7 +105,7 @@ def certify(
 
     With T = id - grad f / L the program is a method. Its nearest valid method is ``nearest_valid``. The worst cases are
     exact (``worst_case_of``); an inconsistent method has no bound, because it leaves a minimiser that it starts from.
-    All starts are the same point. Of several results the last is judged.
+    All starts are the same point. Of several results the last iterate is judged.
 
     Args:
         textbook: the program with the algorithm's own coefficients; by default the learned one's.
@@ -111,7 +119,8 @@ def certify(
         raise RequestError(f"kappa={kappa} must be greater than 1 and at most {MOST_KAPPA:g}")
     _check(learned)
     textbook = textbook or learned
-    notes = list(_notes(learned, textbook))
+    notes = list(_notes(learned))
+    learned, textbook = _judged(learned, textbook)
     if worst_cases:
         try:
             require()
@@ -133,6 +142,9 @@ def certify(
             library_method(name, gradients, kappa) if name in STRONGLY_CONVEX else None,
         )
     rows = []
+    if inconsistency(learned) <= CONSISTENT:  # without its rounding errors, which have no bound
+        exact = nearest_consistent(learned, textbook)
+        compared["learned"] = (exact, exact)
     for name, (first, second) in compared.items():
         pairs = ((first, inf), (second, kappa))
         worst = [_worst(one, k).value if one and worst_cases else None for one, k in pairs]
@@ -141,7 +153,8 @@ def certify(
     seen = _worst(projected, inf) if worst_cases else None
     return Certificate(
         name=learned.name, iterations=learned.iterations, gradients=gradients, kappa=kappa, programs=programs,
-        inconsistency=inconsistency(learned), stability=stability(learned, textbook), nearest=nearest(learned),
+        inconsistency=inconsistency(learned), stability=stability(learned, textbook),
+        nearest=nearest(replace(learned, constants=textbook.constants)),
         distance=float(np.linalg.norm(changes)), largest_change=float(np.abs(changes).max(initial=0.0)),
         rows=tuple(rows), solver=seen.solver if seen else "", attained=seen.attained if seen else None,
         notes=tuple(notes),
@@ -166,19 +179,27 @@ def _check(program: Program) -> None:
         )
 
 
-def _notes(learned: Program, textbook: Program) -> Iterator[str]:
+def _notes(learned: Program) -> Iterator[str]:
     others = [name for name in learned.operators if name != learned.main]
     if others:
         yield f"{others[0]} is taken as the identity."
     if len(learned.results) > 1:
-        yield f"The last of its {len(learned.results)} results is judged."
+        yield f"The last iterate of its {len(learned.results)} results is judged."
     if len(learned.starts) > 1:
         yield f"Its {len(learned.starts)} starting points are taken as equal."
 
 
+def _judged(learned: Program, textbook: Program) -> tuple[Program, Program]:
+    """The two programs with one result: the last that is an iterate, and no dual, in the textbook."""
+    sizes = run_on_scalars(textbook, np.ones(1))
+    iterates = [i for i, result in enumerate(textbook.results) if abs(sizes[result][0] - 1) <= CONSISTENT]
+    chosen = iterates[-1] if iterates else -1
+    return replace(learned, results=(learned.results[chosen],)), replace(textbook, results=(textbook.results[chosen],))
+
+
 def _worst(program: Program, kappa: float) -> WorstCase:
     """Of the gap over convex functions (kappa infinite), or of the distance over strongly convex ones."""
-    if inconsistency(program) > ROUNDING:
+    if inconsistency(program) > CONSISTENT:
         return WorstCase(inf, "")
     return _worst_of(replace(one_call_per_point(program), name="", constants={}).to_json(), kappa)
 

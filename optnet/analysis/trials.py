@@ -40,7 +40,7 @@ def quadratic(dimensions: int = 100, kappa: float = 1000.0) -> Trial:
     """f(x) = sum_i lambda_i (x_i - x*_i)^2 / 2 with lambda from 1 / kappa to 1, equal factors apart, and x* = 1."""
     lam, ones = np.geomspace(1 / kappa, 1, dimensions), np.ones(dimensions)
     return Trial(
-        f"quadratic, kappa = {kappa:g}",
+        "quadratic",
         lambda x: float(lam @ (x - ones) ** 2 / 2),
         lambda x: lam * (x - ones),
         ones,
@@ -72,7 +72,7 @@ def logistic_regression(ridge: float = 1e-3) -> Trial:
     for _ in range(30):
         p = _sigmoid(-A @ x)
         x = x - np.linalg.solve((A.T * (p * (1 - p))) @ A / n + ridge * np.eye(size), L * gradient(x))
-    return Trial("logistic regression, breast cancer data", value, gradient, x)
+    return Trial("logistic regression", value, gradient, x)
 
 
 def _sigmoid(x: Array) -> Array:

@@ -9,9 +9,9 @@ an iterate, 0 for a dual). Then every argument of T is a fixed point if the star
 stable: no disturbance grows from iteration to iteration. If each iteration has one sum with a memory, with the weights
 m_1 (on the newest iterate), m_2, ..., then the companion matrix of z^n = m_1 z^{n-1} + m_2 z^{n-2} + ... has no
 eigenvalue outside the unit circle. For a consistent sum, sum_i |m_{i+1} + m_{i+2} + ...| <= 1 is sufficient: the
-differences of successive iterates do not grow. With two iterates it is necessary too: |m_2| <= 1. If iterations have
-several sums with a memory, all of them must be averages of earlier iterates, or the program zero-stable, as in
-``diagnose``.
+differences of successive iterates do not grow. With two successive ones it is necessary too: |m_2| <= 1. If
+iterations have several sums with a memory, all of them must be averages of earlier iterates, or the program
+zero-stable, as in ``diagnose``.
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ from optnet.analysis.scalars import Array, is_residual, run_on_scalars
 from optnet.errors import RequestError
 from optnet.language.program import Apply, Combine, Program
 
+CONSISTENT = 1e-6
+"""The largest inconsistency of a consistent method: learned coefficients are often single-precision numbers."""
 ROUNDING = 1e-9
-"""Rounding errors of the conditions."""
+"""Rounding errors of the other conditions."""
 TRIVIAL = 1e-12
 """The largest difference of weights that counts as none."""
 
@@ -57,12 +59,11 @@ class Stability:
     root: float | None
     amplified: float
 
-    def __str__(self) -> str:
+    @property
+    def why(self) -> str:
         if self.root is None:
-            grows = f"with T = id a disturbance grows {self.amplified:.3g} times in all"
-        else:
-            grows = f"with T = id the largest root of a sum's memory is {self.root:.4f}"
-        return f"{'Stable' if self.stable else 'Unstable'}: {grows}."
+            return f"with T = id a disturbance grows {self.amplified:.3g} times in all"
+        return f"with T = id the largest root of a sum's memory is {self.root:.4f}"
 
 
 def stability(program: Program, textbook: Program | None = None) -> Stability:
@@ -78,6 +79,15 @@ def _stability(program: Program, targets: _Targets) -> Stability:
         return Stability(all(map(_is_steady, weights)), root, amplified)
     stable = all(map(_is_average, weights)) or amplified <= amplification_limit(program)
     return Stability(stable, None, amplified)
+
+
+def nearest_consistent(learned: Program, textbook: Program | None = None) -> Program:
+    """The projection of learned coefficients onto those of a consistent method; see ``nearest_valid``."""
+    targets = _Targets(learned, textbook or learned)
+    return learned.with_weights(
+        {(row.value, term): weight for row in learned.combines
+         for term, weight in zip(row.terms, targets.consistent(row), strict=True)}
+    )  # fmt: skip
 
 
 def nearest_valid(learned: Program, textbook: Program | None = None) -> Program:
@@ -97,10 +107,7 @@ def nearest_valid(learned: Program, textbook: Program | None = None) -> Program:
     """
     textbook = textbook or learned
     targets = _Targets(learned, textbook)
-    found = learned.with_weights(
-        {(row.value, term): weight for row in learned.combines
-         for term, weight in zip(row.terms, targets.consistent(row), strict=True)}
-    )  # fmt: skip
+    found = nearest_consistent(learned, textbook)
     for replaced in (False, True):  # at last all sums get the textbook's memory
         if _stability(found, targets).stable:
             return found

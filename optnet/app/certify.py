@@ -110,7 +110,7 @@ def _find(options: argparse.Namespace) -> _Asked:
     program = trace(find_algorithm(name), steps=options.steps)
     return _Asked(
         program.name,
-        {program.name: Learned(program, program, program, 0.0)},
+        {program.name: Learned(program, program, {})},
         here.with_stem(f"certificate-{program.name}"),
     )
 
@@ -158,41 +158,36 @@ def _variant(asked: _Asked, found: _Found, name: str) -> nn.Module:
     assert asked.subject is not None
     if not isinstance(asked.subject.model, Network):
         raise ModelError("the model is no optnet.Network")
-    programs = {stage: one.substituted for stage, one in asked.stages.items()}
+    weights = {stage: one.own if name == "textbook" else one.program.weights() for stage, one in asked.stages.items()}
     if name == "projected":
-        known = {stage: one.programs[name] for stage, one in found.certificates.items()}
-        programs = {stage: known.get(stage, one.program) for stage, one in asked.stages.items()}
-    return with_coefficients(asked.subject.model, programs)
+        weights |= {stage: one.programs[name].weights() for stage, one in found.certificates.items()}
+    return with_coefficients(asked.subject.model, weights)
 
 
 def _show(console: Console, stage: str, one: Certificate, spread: float) -> None:
-    rows = [
-        (
-            "consistent",
-            "yes" if one.consistent else f"no: an iterate is off by {one.inconsistency:.3g} of a fixed point",
-        ),
-        ("stable", str(one.stability)),
-        (
-            "nearest valid method",
-            f"at a distance of {one.distance:.4g}; the largest change is {one.largest_change:.4g}",
-        ),
-        ("nearest textbook method", "{}, at a distance of {:.3g}".format(*one.nearest) if one.nearest[0] else "none"),
-    ]
+    off = f"no: an iterate is {one.inconsistency:.3g} times a fixed point away from it"
+    near = f"distance {one.distance:.4g}, largest change {one.largest_change:.4g}"
+    steady = f"{'yes' if one.stability.stable else 'no'}: {one.stability.why}"
+    rows = [("consistent", "yes" if one.consistent else off), ("stable", steady), ("nearest valid method", near)]
+    textbook = f"{one.nearest[0]}, distance {one.nearest[1]:.3g}" if one.nearest[0] else "none has as many gradients"
+    rows.append(("nearest textbook method", textbook))
     if spread:
-        rows.append(("per channel", f"means of the channels; they spread by up to {spread:.3g} (standard deviation)"))
+        rows.append(("per channel", f"means over the channels, whose standard deviation is up to {spread:.3g}"))
     rows += [("note", note) for note in one.notes]
     if one.solver:
         rows.append(("solver", f"{one.solver}, by PEPit"))
     title = f"{stage}: {one.name}, {one.iterations} iterations, {one.gradients} gradients"
-    console.print(terminal.table(title, ("", ""), rows, text=2))
+    console.print(terminal.entries(title, rows))
     trials = list(one.rows[0].measured)
-    columns = ("", "worst gap, convex", f"worst distance, kappa = {one.kappa:g}", *trials)
-    console.print(terminal.table("", columns, [
-        (row.name, _number(row.convex), _number(row.strongly_convex), *(_number(row.measured.get(t)) for t in trials))
-        for row in one.rows
-    ]))  # fmt: skip
+    columns = ["", *(f"gap, {trial}" for trial in trials)]
+    table = [[row.name, *(_number(row.measured.get(trial)) for trial in trials)] for row in one.rows]
+    if one.solver:
+        columns[1:1] = ["worst gap, convex f", f"worst distance, kappa = {one.kappa:g}"]
+        for cells, row in zip(table, one.rows, strict=True):
+            cells[1:1] = [_number(row.convex), _number(row.strongly_convex)]
+    console.print(terminal.table("", columns, [cells for cells in table if any(cells[1:])]))
     if one.iterations <= SHOWN:
-        console.print("the projected method:")
+        console.print("the nearest valid method:")
         for line in str(one.programs["projected"]).splitlines()[1:]:
             console.print(printable(line))
 

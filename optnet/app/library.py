@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from optnet import analysis
@@ -210,12 +209,7 @@ def _analyse(console: Console, method: Algorithm, kappa: float, steps: int, wors
         rows.append(("on quadratics", f"{holds}: at most {margin:.4f} of the bound{some}"))
     if worst_case:
         rows.append(("worst case", _worst_case(method, mu, L, steps, constants)))
-    made = Table(title=Text(printable(f"{method.name}, kappa = {kappa:g}, {steps} steps")), show_header=False)
-    made.add_column(style="bold")
-    made.add_column(overflow="fold")
-    for name, text in rows:
-        made.add_row(name, printable(text))
-    console.print(made)
+    console.print(terminal.entries(f"{method.name}, kappa = {kappa:g}, {steps} steps", rows))
 
 
 def _factor(method: Algorithm, mu: float, L: float) -> str:
