@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import math
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from typing import Any
 
@@ -29,9 +29,9 @@ def number(
     return field(default=default, metadata=limits)
 
 
-def choice(default: str | None, *options: str, help: str = "") -> Any:
-    """One of several words."""
-    return field(default=default, metadata={"options": options, "help": help})
+def choice(default: str | None, *options: str, synonyms: Mapping[str, str] | None = None, help: str = "") -> Any:
+    """One of several words; ``synonyms``: other words for some of them, which ``words`` replaces."""
+    return field(default=default, metadata={"options": options, "synonyms": synonyms or {}, "help": help})
 
 
 def option(default: Any = MISSING, *, factory: Any = MISSING, example: Any = None, help: str = "") -> Any:
@@ -67,6 +67,21 @@ def expand_paths(config: Any) -> None:
                 else (os.path.expanduser(value) if isinstance(value, str) else value)
             )
             setattr(config, key.name, expanded)
+
+
+def words(config: Any) -> dict[str, str]:
+    """The choices that were made with a synonym, and their words."""
+    given = {key.name: (getattr(config, key.name), key.metadata.get("synonyms", {})) for key in fields(config)}
+    return {name: known[word] for name, (word, known) in given.items() if isinstance(word, str) and word in known}
+
+
+def settle_words(config: Any) -> None:
+    """Writes the word of every choice in the place of a synonym."""
+    for key in fields(config):
+        if is_dataclass(value := getattr(config, key.name)):
+            settle_words(value)
+    for name, word in words(config).items():
+        setattr(config, name, word)
 
 
 def one_of(name: str, value: Any, options: Collection[str], error: type[RequestError] = ConfigError) -> None:
@@ -106,7 +121,8 @@ def _written(value: Any) -> str:
 def _range(key: Field[Any]) -> str:
     limits = key.metadata
     if "options" in limits:
-        return ", ".join(limits["options"])
+        also = {word: f"{word} (or {synonym})" for synonym, word in limits["synonyms"].items()}
+        return ", ".join(also.get(word, word) for word in limits["options"])
     if "low" in limits:
         return _interval(limits)
     return "true, false" if _kind(key) == "bool" else ""
@@ -165,7 +181,7 @@ def check(config: Any, prefix: str = "", error: type[RequestError] = ConfigError
             if key.default is not None and key.default is not MISSING:
                 raise error(f"{name} is null; give a value like {example(config, key.name)}")
         elif "options" in limits:
-            one_of(name, value, limits["options"], error)
+            one_of(name, value, (*limits["options"], *limits["synonyms"]), error)
         elif _kind(key) == "bool" and type(value) is not bool:
             raise error(f"{name}={value!r} must be true or false")
         elif "low" in limits:

@@ -32,6 +32,8 @@ WIDE = {"blocks": (2, 2), "widths": (64, 96), "in_chans": 8}
 VARIANCES = {  # of a weight with n inputs and m outputs; the activation is ReLU
     "glorot_uniform": lambda n, m: 2 / (n + m),
     "glorot_normal": lambda n, m: 2 / (n + m),
+    "lecun_uniform": lambda n, m: 1 / n,
+    "lecun_normal": lambda n, m: 1 / n,
     "he": lambda n, m: 2 / n,
     "orthogonal": lambda n, m: 2 / max(n, m),
     "fan_in": lambda n, m: 1 / (3 * n),
@@ -70,6 +72,22 @@ def test_variance_of_every_layer(scheme):
             error = 5 * math.sqrt(2 / weight.numel())  # five standard deviations of a sample variance
             assert weight.square().mean().item() == pytest.approx(VARIANCES[scheme](n, m), rel=error)
             assert layer.bias is None or not layer.bias.any()
+
+
+def test_fan_in_is_torchs_own_start():
+    made = []
+    for scheme in ("default", "fan_in"):
+        torch.manual_seed(0)
+        layers = [nn.Linear(7, 5, bias=False), nn.Conv2d(6, 4, 3, groups=2, bias=False)]
+        for layer in layers:
+            torch.manual_seed(1)
+            layer.reset_parameters()
+            torch.manual_seed(1)
+            initialise(layer, scheme)
+        made.append([layer.weight for layer in layers])
+    assert torch.equal(made[0][0], made[1][0])
+    bound = (3 * 9) ** -0.5  # of a group of three channels; torch, too, counts those of a group
+    assert made[1][1].abs().max() <= bound and made[0][1].abs().max() <= bound
 
 
 @pytest.mark.parametrize("gain", [None, 0.7])

@@ -29,6 +29,7 @@ ODD = [
     ("train", "data=synthetic data.images=1000000000000"), ("train", "data=synthetic data.classes=1"),
     ("train", "model.widths=[100000000,8]"), ("train", "model.blocks=[100000000,1]"), ("train", "lr=1e308"),
     ("train", "model=mlp model.hidden=[100000000000]"), ("train", "data.workers=100000"),
+    ("train", "data.color_jitter=0.4"), ("train", "data.lighting=0.1"), ("train", "model.proj_drop_rate=0.2"),
     ("evaluate", ""), ("evaluate", "+foo=1"), ("evaluate", "checkpoint="), ("evaluate", "checkpoint=/dev/zero"),
     ("evaluate", "checkpoint=/proc/self/mem"), ("evaluate", "checkpoint=fifo"), ("evaluate", f"checkpoint={LONG}"),
     ("evaluate", "checkpoint=."), ("evaluate", "model=hbnet_small output=/dev/full"),
@@ -57,6 +58,7 @@ def refused(monkeypatch, capsys, program, *arguments):
 
 
 @pytest.mark.parametrize("case", some(ODD, *ODD[::2]), ids=lambda case: " ".join(case)[:60].replace("\0", "0"))
+@pytest.mark.sampled(9)
 def test_one_line_and_nothing_is_made_or_changed(case, run_folder, tmp_path, monkeypatch, capsys):
     program, request = case
     monkeypatch.chdir(tmp_path)

@@ -11,6 +11,9 @@ from helpers import crossed
 
 import optnet
 from optnet import Iterate, ModelError, Operator
+from optnet.app.compose import compose, register
+from optnet.app.config import Train
+from optnet.app.train import prepare
 from optnet.data import load
 from optnet.networks.rules import CONSTANTS, NAMES, RULES, table
 from optnet.networks.unrolled import coefficient_names, unrolled_in
@@ -19,7 +22,8 @@ FAMILIES = {
     "GD-Net": {"model_name": "resnet_small"}, "HB-Net": {"model_name": "hbnet_small"},
     "AGD-Net": {"model_name": "agdnet_small", "blocks": [4, 4], "widths": [6, 6], "stem_width": 8},
     "AGD-Net-BC": {"model_name": "agdnet_small", "blocks": [3, 3], "widths": [6, 6], "layer": "dense_bc"},
-    "ADMM-Net": {"model_name": "admmnet_small"}, "DMRNet": {"model_name": "dmrnet20_cifar"},
+    "ADMM-Net": {"model_name": "admmnet_small"}, "ADMM": {"model_name": "admmnet_small", "algorithm": "admm"},
+    "DMRNet": {"model_name": "dmrnet20_cifar"},
     "HB-Net, project": {"model_name": "hbnet_small", "transition": "project"},
     "bottlenecks": {"model_name": "hbnet_small", "layer": "preact_bottleneck", "widths": [4, 4]},
 }  # fmt: skip
@@ -79,6 +83,7 @@ def check(rule, model, tolerance=1e-6):
 
 
 @pytest.mark.parametrize("rule, family", crossed(NAMES, FAMILIES))
+@pytest.mark.sampled(4)
 def test_a_rule_is_kept_at_every_step(rule, family):
     data = load("digits", "")
     model = build(family, rule)
@@ -119,8 +124,8 @@ def test_far_outside_the_rule_still_holds(rule):
         check(rule, model, 1e-4 * max(1, scale / 10))
 
 
-@pytest.mark.parametrize("rule", sorted(NAMES))
-@pytest.mark.parametrize("per_channel", [False, True])
+@pytest.mark.parametrize("rule, per_channel", crossed(sorted(NAMES), [False, True]))
+@pytest.mark.sampled(3)
 def test_pytorchs_tools_accept_it(rule, per_channel, tmp_path):
     model = build("HB-Net", rule, per_channel=per_channel).eval()
     for parameter in ruled(model).values():
@@ -145,6 +150,33 @@ def test_one_pass_of_training_through_activation_checkpointing():
         model(x).square().mean().backward()
     for (name, one), other in zip(ruled(plain).items(), ruled(kept).values(), strict=True):
         torch.testing.assert_close(one.grad, other.grad, msg=name)
+
+
+FREE = {
+    "create_model": lambda word: optnet.create_model("heavy_ball", coefficients=word),
+    "timm": lambda word: timm.create_model("hbnet_small", coefficients=word),
+    "Network": lambda word: optnet.Network.from_algorithm("heavy_ball", coefficients=word),
+    "unroll": lambda word: optnet.unroll("heavy_ball", steps=3, operators={"T": torch.nn.Tanh()}, coefficients=word),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", FREE)
+def test_free_is_another_word_for_learnable(how):
+    free, learnable = FREE[how]("free"), FREE[how]("learnable")
+    assert free.state_dict().keys() == learnable.state_dict().keys()
+    assert coefficient_names(free) == coefficient_names(learnable) != set()
+    if how != "unroll":
+        assert free.options == learnable.options
+
+
+@pytest.mark.parametrize("key", ["model.coefficients", "model.kwargs.coefficients"])
+def test_free_is_stored_as_learnable(key, tmp_path):
+    request = register("train", Train, ["model=hbnet_small", f"runs={tmp_path}", "device=cpu", f"{key}=free"])
+    config = compose("train", Train, request)[0]
+    job = prepare(config)
+    assert job.described["kwargs"]["coefficients"] == "learnable"
+    assert config.model.coefficients == (None if "kwargs" in key else "learnable")
+    assert coefficient_names(job.model)
 
 
 def hyper(T: Operator, x: Iterate, y: Iterate, z: Iterate, steps: int) -> tuple[Iterate, Iterate, Iterate]:
@@ -223,53 +255,6 @@ def test_only_the_coefficients_are_trained(rule):
     model = optnet.freeze_all_but_coefficients(build("ADMM-Net", rule))
     assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == set(ruled(model))
     assert coefficient_names(model) <= model.no_weight_decay()
-
-
-AFFINE = [("heavy_ball", "residual"), ("merge_and_run", "residual"), ("nesterov_dense", "map")]
-
-
-@pytest.mark.parametrize("algorithm, reading", AFFINE)
-def test_learned_constants_are_those_of_the_algorithm(algorithm, reading):
-    """The network with moved constants is the network of the algorithm with these constants."""
-    method = optnet.find_algorithm(algorithm)
-    values = {**method.ancestor, "beta": 0.25} if "beta" in method.ancestor else dict(method.ancestor)
-    layers = {"T": torch.nn.Linear(3, 3).double()}
-    options = {"steps": 4, "operators": layers, "reading": reading, "dtype": torch.float64}
-    network = optnet.unroll(method, coefficients="constants", constants=values, **options)
-    (name,) = coefficient_names(network)
-    moved = dict(network.named_parameters())[name]
-    floats = [key for key, value in {**method.constants, **values}.items() if type(value) is float]
-    moved.data = torch.linspace(-0.4, 0.3, len(moved), dtype=torch.float64)
-    assert len(moved) == len(floats)
-    before = {**method.constants, **values}
-    now = {key: before[key] + change for key, change in zip(floats, moved.tolist(), strict=True)}
-    other = optnet.unroll(method, coefficients="fixed", constants={**values, **now}, **options)
-    points = [torch.randn(2, 3, dtype=torch.float64) for _ in method.starts]
-    for ours, theirs in zip(network(*points), other(*points), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
-
-
-def test_a_constant_an_iteration():
-    program = optnet.trace("heavy_ball", steps=4, reading="residual", constants={"beta": 0.5})
-    moved = {"beta": optnet.trace("heavy_ball", steps=4, reading="residual", constants={"beta": 1.5})}
-    betas = table("iteration_constants", program, moved=moved)
-    assert [len(block.weights) for block in betas.blocks] == [1, 1, 1]  # x_0 - x_{-1} is 0: the first has no effect
-    for k, block in enumerate(betas.blocks):
-        block.weights.data.fill_(0.1 * k)
-    rows = {row.value: row.terms for row in program.combines}
-    for k, (row, found) in enumerate(betas.weights().items()):
-        beta = 0.5 + 0.1 * k
-        assert sorted(found.tolist()) == pytest.approx(sorted([1.0, 1 + beta, -beta])), rows[row]
-
-
-CANNOT = [("halpern", "no constant"), ("admm", "not affine in rho"), ("triple_momentum", "q")]
-
-
-@pytest.mark.parametrize("algorithm, why", CANNOT)
-def test_constants_that_cannot_be_learned_are_named(algorithm, why):
-    with pytest.raises(ModelError, match=why) as error:
-        optnet.create_model(algorithm, coefficients="constants")
-    assert "\n" not in str(error.value) and "take consistent" in str(error.value)
 
 
 @pytest.mark.parametrize("rule", sorted(NAMES))

@@ -10,6 +10,7 @@ from optnet.__main__ import main
 from optnet.networks import signal
 from optnet.networks.initialisation import SCHEMES, initialise
 from optnet.networks.layers import NORMS
+from optnet.networks.layers.norms import WEIGHT_NORMED
 
 
 @pytest.mark.parametrize("family", LAYERED)
@@ -68,7 +69,8 @@ def test_any_model_of_timm():
     assert points[0].activation == pytest.approx(1, rel=0.05)
 
 
-GROWTH = {"he": 2.0, "orthogonal": 2.0, "glorot_normal": 1.25, "glorot_uniform": 1.25, "fan_in": 1 + 1 / 36}
+GROWTH = {"he": 2.0, "orthogonal": 2.0, "fan_in": 1 + 1 / 36}
+GROWTH |= dict.fromkeys(("glorot_normal", "glorot_uniform", "lecun_normal", "lecun_uniform"), 1.25)
 """v_{k+1} / v_k of a pre-activation residual sum without norms; F has two layers, each of gain n Var(W) / 2.
 
 The padding with zeros takes some of it."""
@@ -106,7 +108,7 @@ DENSE_EXPLODES, DENSE_FADES = {"default"}, {"fan_in"}
 @pytest.mark.parametrize("name", DEEP)
 def test_a_deep_network_starts_finite_and_of_order_one(name, norm, scheme):
     options = {**DEEP[name], "norm": norm}
-    if (norm, scheme) == ("weight", "lsuv"):
+    if norm in WEIGHT_NORMED and scheme == "lsuv":
         with pytest.raises(ConfigError, match="norm=weight"):
             signal.of(name, scheme, options, batch=2, size=8)
         return
@@ -119,8 +121,9 @@ def test_a_deep_network_starts_finite_and_of_order_one(name, norm, scheme):
         assert max(sizes) > 1000 * min(sizes)  # as docs/initialisation.md says
     elif norm in UNSCALED and dense and scheme in DENSE_FADES:
         assert sizes[-1] < 0.01
-    elif norm in UNSCALED and scheme.startswith("glorot"):
-        assert min(sizes) > 1 / 200 and max(sizes) < 1.25 ** (54 / 2)  # 54 steps of GROWTH, in size
+    elif norm in UNSCALED and GROWTH.get(scheme) == 1.25:
+        growth = (max(sizes) / sizes[0]) ** (2 / 54)  # of the second moment, in 54 steps
+        assert min(sizes) > 1 / 200 and growth - 1 < 1.2 * 0.25  # as exactly as above
     else:
         assert min(sizes) > 1 / 200 and max(sizes) < 200
         assert min(gradients) > 1 / 200 and max(gradients) < 1000

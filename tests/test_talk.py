@@ -3,9 +3,11 @@
 import pytest
 import timm
 import torch
+from helpers import call
 from torch import nn
 
 import optnet
+from optnet.training.checkpoint import load, rebuild
 
 FEATURES = 5
 STEPS = range(1, 13)
@@ -111,6 +113,52 @@ def test_admm_net_is_20(steps, history):
             stream.append(row)
     for ours, theirs in zip(unrolled(x, y), (values[xs[-1]], values[ys[-1]]), strict=True):
         close(ours, theirs)
+
+
+@pytest.mark.parametrize("reading", ["map", "residual"])
+@pytest.mark.parametrize("steps", STEPS)
+def test_admm_is_1(steps, reading):
+    """The talk's (1), with a layer of its own at every call: x' and x take turns, and both read the dual's sum."""
+    unrolled = optnet.unroll(
+        "admm", steps=steps, operators={"T": lambda call: Layer(call)}, reading=reading, dtype=torch.float64
+    )
+    layers = [layer for layer, _ in calls(unrolled).values()]
+    assert len(layers) == 2 * steps
+    T = [layer if reading == "map" else lambda x, F=layer: x + F(x) for layer in layers]
+    (start,) = starts(1)
+    primes, xs = [start], [start]
+    for k in range(steps):
+        dual = sum((p - x for p, x in zip(primes[1:], xs[1:], strict=True)), torch.zeros_like(start))
+        primes.append((T[2 * k](primes[-1]) + xs[-1] - dual) / 2)
+        xs.append((T[2 * k + 1](xs[-1]) + primes[-1] + dual) / 2)
+    close(unrolled(start), xs[-1])
+
+
+@pytest.mark.parametrize("transition", ["restart", "project"])
+def test_admm_is_1_as_a_network(transition):
+    """create_model("admm"): each stage is (1) with F = the block's branch, T = id + F, and P = ReLU."""
+    network = optnet.create_model("admm", blocks=[3], widths=[5], in_chans=1, transition=transition).double().eval()
+    body = network.stages[0].unrolled.body
+    F, P = ([body.get_submodule(f"{name}_{i}") for i in range(6)] for name in "TP")
+    images = torch.randn(2, 1, 8, 8, dtype=torch.float64)
+    start = prime = x = network.stem(images)
+    u = torch.zeros_like(start)
+    for k in range(3):
+        prime = P[2 * k]((prime + F[2 * k]([prime]) + x - u) / 2)
+        x = P[2 * k + 1]((x + F[2 * k + 1]([x]) + prime + u) / 2)
+        u = u + prime - x
+    close(network(images), network.head(network.norm(x)))
+
+
+@pytest.mark.parametrize("coefficients", ["learnable", "constants"])
+def test_admm_trains_by_name(coefficients, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    request = ["algorithm=admm", "algorithm.rho=0.5", f"model.coefficients={coefficients}", "model.widths=[4,4,4]"]
+    assert call(monkeypatch, "train", *request, "name=a", "epochs=1", "device=cpu", "batch_size=256") == 0
+    (file,) = tmp_path.glob("runs/a/*/checkpoints/best.pt")
+    model = rebuild(load(file))
+    assert {stage.start.name for stage in model.programs} == {"admm"}
+    assert all(e.value != e.textbook for e in optnet.coefficients(model) if e.textbook not in (0.0, 1.0, -1.0))
 
 
 def test_every_textbook_value_is_known():

@@ -72,8 +72,30 @@ def log_sum_exp(mu):
 
 @pytest.mark.parametrize("mu", [0.01, 0.1])
 @pytest.mark.parametrize("name", [n for n in PROVED if find_algorithm(n).theorem.functions != "quadratic"])
+@pytest.mark.sampled(8)
 def test_theorem_on_log_sum_exp(name, mu):
     check(find_algorithm(name), mu, *log_sum_exp(mu))
+
+
+def test_theorem_1_of_the_talk():
+    """f(x_t) - f* <= 2 L |x_1 - x*|^2 / (t - 1) for gradient descent of step 1 / L that starts at x_1."""
+    f, gradient, x_star, starts = log_sum_exp(0.01)
+    method = find_algorithm("gradient_descent")
+    for start in starts:
+        x = start
+        for t in range(2, 33):
+            x = method(lambda v: v - gradient(v), x, steps=1)
+            assert 0 < f(x) - f(x_star) <= 2 * (start - x_star).square().sum() / (t - 1)
+    for t in (2, 3, 5):
+        worst = analysis.worst_case(method, 0.0, 1.0, t - 1)
+        assert worst == pytest.approx(1 / (4 * (t - 1) + 2), rel=1e-4) and worst < 2 / (t - 1)
+
+
+def test_theorem_2_of_the_talk():
+    """f(x_t) - f* <= |x_0 - x*|^2 / (2 alpha_0 (t + 1)) for every alpha_0 in (0, 1 / L]."""
+    for step in (0.1, 0.5, 1.0):
+        worst = analysis.worst_case("heavy_ball_convex", 0.0, 1.0, 3, step=step)
+        assert worst <= 1 / (2 * step * 4) * (1 + 1e-4)
 
 
 @pytest.mark.parametrize("name", PROVED)

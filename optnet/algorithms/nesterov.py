@@ -31,7 +31,7 @@ def momentum(steps: int) -> list[float]:
         bound=lambda k, mu, L: 2 * L / (k + 1) ** 2,
         text="2 L / (k + 1)^2",
         functions="convex",
-        reference="Nesterov 1983; Beck and Teboulle 2009, theorem 4.4; Lin 2019, theorem 3 has 2 L / k^2",
+        reference="Nesterov 1983; Beck and Teboulle 2009, theorem 4.4; Lin 2019, theorem 3 with t = k + 1",
     ),
 )
 def nesterov(T: Operator, x: Iterate, steps: int, *, beta: float | None = None, P: Operator = identity) -> Iterate:

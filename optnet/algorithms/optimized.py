@@ -92,7 +92,7 @@ def triple_momentum(T: Operator, x: Iterate, steps: int, *, q: float = 0.1) -> I
 
     r = 1 - sqrt q, a = 1 + r, b = r^2 / (2 - r), c = r^2 / ((1 + r) (2 - r)), d = r^2 / (1 - r^2), q = mu / L.
     """
-    r = 1 - sqrt(q)
+    r = 1 - q**0.5
     a, b, c, d = 1 + r, r**2 / (2 - r), r**2 / ((1 + r) * (2 - r)), r**2 / (1 - r**2)
     z = previous = x
     for _ in range(steps):
@@ -105,7 +105,7 @@ def item_sizes(steps: int, q: float) -> list[float]:
     """A_0 = 0, A_{k+1} = ((1 + q) A_k + 2 (1 + sqrt((1 + A_k) (1 + q A_k)))) / (1 - q)^2"""
     A = [0.0]
     for _ in range(steps):
-        A.append(((1 + q) * A[-1] + 2 * (1 + sqrt((1 + A[-1]) * (1 + q * A[-1])))) / (1 - q) ** 2)
+        A.append(((1 + q) * A[-1] + 2 * (1 + ((1 + A[-1]) * (1 + q * A[-1])) ** 0.5)) / (1 - q) ** 2)
     return A
 
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision import transforms
 
 from optnet.data import builtin, folders
+from optnet.data.augmentation import AUGMENTATIONS, Augmentation
 from optnet.data.examples import Examples, Source
 from optnet.data.loading import FileLoader, Loader, TensorLoader
 from optnet.data.preprocessing import INTERPOLATIONS, Preprocessing
@@ -21,11 +21,6 @@ from optnet.data.record import DataRecord, changes, record
 from optnet.errors import DataError
 from optnet.options import choice, number, option, path
 
-AUGMENTATIONS = ("none", "shift", "crop_flip", "zoom_flip")
-"""The augmentations of training images. ``none``: no augmentation. ``shift``: pad by 1 pixel and crop at random.
-``crop_flip``: pad by 4 pixels, crop at random, flip at random; images in files get a random resized crop of at least
-0.35 of the area and a flip instead. ``zoom_flip``, only for images in files: the same with at least 0.08 of the area,
-as is usual for ImageNet (Szegedy et al. 2015)."""
 DATA_SETS = ("digits", *PUBLISHED, "imagenet", "folder", "synthetic")
 _PADDING = {"none": 0, "shift": 1, "crop_flip": 4}
 SPLITS = ("train", "validation", "test")
@@ -124,7 +119,7 @@ class DataSet:
         *,
         device: torch.device,
         training: bool = False,
-        augment: str = "none",
+        augment: str | Augmentation = "none",
         workers: int = 0,
         seed: int = 0,
         skip: bool = False,
@@ -136,39 +131,31 @@ class DataSet:
         left at least.
 
         Raises:
-            DataError: the split is empty, or ``augment`` works only for images in files.
+            DataError: the split is empty, ``augment`` works only for images in files, or for colour images.
         """
         examples: Examples = getattr(self, split)
         if not len(examples):
             raise DataError(f"{self.name} has no images for the {split} split")
-        augment = augment if training else "none"
+        asked = Augmentation(augment) if isinstance(augment, str) else augment
+        asked = asked if training else Augmentation()
         if isinstance(examples.images, Tensor):
-            if augment not in _PADDING:
+            if asked.name not in _PADDING:
                 raise DataError(
-                    f"data.augment={augment} is for images in files; {self.name} takes {', '.join(_PADDING)}"
+                    f"data.augment={asked.name} is for images in files; {self.name} takes {', '.join(_PADDING)}"
                 )
-            padding = _PADDING[augment]
+            if asked.colours:
+                key, value = next(iter(asked.colours.items()))
+                raise DataError(f"data.{key}={value:g} is for images in files; {self.name} takes data.{key}=0")
+            padding = _PADDING[asked.name]
             images = self.preprocessing.shaped(examples.images)
             return TensorLoader(
                 images, examples.labels, batch_size, mean=self.mean, std=self.std, device=device,
-                shuffle=training, padding=padding, mirror=augment == "crop_flip", seed=seed,
+                shuffle=training, padding=padding, mirror=asked.name == "crop_flip", seed=seed,
             )  # fmt: skip
         return FileLoader(
-            examples.images, self._transform(augment), batch_size, device=device, shuffle=training, workers=workers,
-            seed=seed, skip=skip, least=least,
+            examples.images, asked.transform(self.preprocessing), batch_size, device=device, shuffle=training,
+            workers=workers, seed=seed, skip=skip, least=least,
         )  # fmt: skip
-
-    def _transform(self, augment: str) -> Callable[[Any], Tensor]:
-        """Of images in files."""
-        own = self.preprocessing
-        if augment == "none":
-            return own.transform()
-        if augment == "shift":
-            return own.transform([*own.shaping(), transforms.RandomCrop(own.size, padding=1)])
-        area = 0.35 if augment == "crop_flip" else 0.08
-        mode = transforms.InterpolationMode(own.interpolation)
-        crop = transforms.RandomResizedCrop(own.size, scale=(area, 1.0), interpolation=mode)
-        return own.transform([crop, transforms.RandomHorizontalFlip()])
 
 
 @dataclass
@@ -195,6 +182,15 @@ class DataOptions:
         *AUGMENTATIONS,
         help="training images: none; pad by 1 and crop; pad by 4, crop and flip; a random resized crop and flip",
     )
+    color_jitter: float = number(
+        0.0, 0, 1,
+        help="augmented colour images in files: the part by which brightness, contrast and saturation change at random",
+    )  # fmt: skip
+    lighting: float = number(
+        0.0, 0, 1,
+        help="augmented colour images in files: the deviation of the noise along the principal components of the "
+        "colours",
+    )  # fmt: skip
     size: int = number(64, 4, 4096, help="height and width, in pixels, of images in files and of synthetic ones")
     crop: float = number(
         1.0, high=1, above=0, help="the side of evaluation's centre crop, as a fraction of the short side"
@@ -211,6 +207,10 @@ class DataOptions:
     limit: int | None = number(None, 2, help="the maximum number of images in each split; the same images in every run")
     workers: int = number(0, 0, 256, help="number of worker processes that read files")
     unreadable: str = choice("fail", "fail", "skip", help="stop at an image that cannot be read, or leave it out")
+
+    @property
+    def augmentation(self) -> Augmentation:
+        return Augmentation(self.augment, self.color_jitter, self.lighting)
 
     @property
     def skip(self) -> bool:

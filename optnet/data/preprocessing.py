@@ -71,19 +71,19 @@ class Preprocessing:
         """(channels, height, width) of the result."""
         return len(self.mean), *self.size
 
-    def transform(self, shaping: Sequence[Any] | None = None) -> transforms.Compose:
+    def transform(self, shaping: Sequence[Any] | None = None, colouring: Sequence[Any] = ()) -> transforms.Compose:
         """From a Pillow image to a float32 tensor (channels, height, width).
 
         Args:
             shaping: what comes in the place of resizing and cropping.
+            colouring: what is done to the tensor in 0..1, before it is normalised.
 
         Raises:
             DataError: no mode of Pillow has so many channels.
         """
         steps = self.shaping() if shaping is None else list(shaping)
-        return transforms.Compose(
-            [InMode(self._mode()), *steps, transforms.ToTensor(), transforms.Normalize(self.mean, self.std)]
-        )
+        normalise = transforms.Normalize(self.mean, self.std)
+        return transforms.Compose([InMode(self._mode()), *steps, transforms.ToTensor(), *colouring, normalise])
 
     def shaping(self) -> list[Any]:
         """Resizing and cropping alone, as timm does it."""

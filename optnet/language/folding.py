@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 
 from optnet.errors import ProgramError
+from optnet.language.expressions import Expression
 from optnet.language.program import Apply, Combine, Instruction, Program
 
 
@@ -130,7 +131,7 @@ class _Folding:
             goes = bool(users) and worthless
         else:
             goes = worthless or len(users) <= 1 or not any(self.rows[user][row] for user in users)
-        if len(terms) == 1 and next(iter(terms.values())) == 1.0:
+        if len(terms) == 1 and float(next(iter(terms.values()))) == 1.0:
             self._rename(row, next(iter(terms)))
             pinned = False
         elif not goes:
@@ -158,7 +159,7 @@ class _Folding:
         new = old + weight
         if not math.isfinite(new):
             raise ProgramError(f"{self.source.name}: a weight is too large for a floating-point number")
-        if abs(new) < 1e-14 * max(abs(old), abs(weight)) or new == 0:
-            new = 0.0
+        if abs(new) < 1e-14 * max(abs(old), abs(weight)) or not new:
+            new = new.zero() if isinstance(new, Expression) else 0.0
         self.rows[row][term] = new
         self.users.setdefault(term, set()).add(row)

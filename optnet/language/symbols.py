@@ -9,6 +9,7 @@ from decimal import Decimal
 from typing import Any, NoReturn
 
 from optnet.errors import TraceError
+from optnet.language.expressions import Expression
 from optnet.language.program import Apply, Combine, Instruction, unique
 
 MOST = 500_000
@@ -78,7 +79,7 @@ class Iterate:
 
     def __truediv__(self, other: float) -> Iterate:
         divisor = _number(other, "divide an iterate by")
-        if divisor == 0:
+        if not divisor:
             raise TraceError("an iterate is divided by 0; change the divisor")
         return self._recorder.combine({self._name: _number(1.0 / divisor, "multiply an iterate by")})
 
@@ -160,7 +161,7 @@ class NotFinite(TraceError):
 
 
 def _number(value: Any, action: str) -> float:
-    if type(value) is float and math.isfinite(value):
+    if isinstance(value, float) and type(value) in (float, Expression) and math.isfinite(value):
         return value
     if isinstance(value, (numbers.Real, Decimal)) and not isinstance(value, bool):
         try:

@@ -8,15 +8,19 @@ from typing import Any
 
 import timm
 import torch
-from timm.models.densenet import DenseNet
+from timm.models.densenet import DenseLayer, DenseNet
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
+from torchvision.models.densenet import _DenseLayer
 
 from optnet.errors import ModelError, reason
 from optnet.networks.ancestors import Ancestor, ancestor_of, norm_pairs, parameter_pairs
-from optnet.networks.layers import FAMILIES
+from optnet.networks.layers import FAMILIES, Family
 from optnet.networks.network import Network
 from optnet.networks.unrolled import coefficient_names, coefficients
+
+DENSE_LAYERS = (DenseLayer, _DenseLayer)
+"""The layers of timm's and torchvision's DenseNet; each has a ``drop_rate``."""
 
 
 def to_ours(state: dict[str, Tensor], model: Network) -> dict[str, Tensor]:
@@ -89,7 +93,7 @@ def from_timm(model: nn.Module, **options: Any) -> Network:
     found = {
         **ancestor.read(state), "stem": "imagenet" if stem.shape[-1] == 7 else "small", "stem_width": len(stem),
         "in_chans": stem.shape[1], "num_classes": 0 if classifier is None else len(classifier),
-        "drop_rate": _dropout(model),
+        **_dropout(model, FAMILIES[ancestor.read(state)["layer"]]),
     }  # fmt: skip
     _verify(model, _filled(model, ancestor, {**found, "dtype": torch.float64}), found["in_chans"], stem.shape[-1])
     found |= {"device": stem.device, "dtype": stem.dtype}
@@ -132,22 +136,27 @@ def _share_constants(source: nn.Module, target: nn.Module, pairs: Iterable[tuple
         taking.eps, taking.momentum = given.eps, given.momentum
 
 
-def _dropout(model: nn.Module) -> float:
-    """The rate of the dropout before the classifier.
+def _dropout(model: nn.Module, family: type[Family]) -> dict[str, float]:
+    """The rates of the dropout before the classifier and after each dense layer, by their names in ``NetworkOptions``.
 
     Raises:
-        ModelError: there is dropout or stochastic depth inside the blocks, which optnet's blocks lack.
+        ModelError: there is other dropout or stochastic depth inside the blocks, which optnet's blocks lack.
     """
-    rate = getattr(model, "drop_rate", 0.0)
+    rate, inside = getattr(model, "drop_rate", 0.0), set()
     heads = [part for part in (getattr(model, name, None) for name in ("head", "head_drop")) if part is not None]
     in_head = {module for head in heads for module in head.modules()}
     for name, module in model.named_modules():
+        if family.drops and isinstance(module, DENSE_LAYERS):
+            inside.add(module.drop_rate)
+            continue
         here = module.p if isinstance(module, nn.Dropout) else getattr(module, "drop_prob", None)
         here = here or (getattr(module, "drop_rate", 0.0) if name else 0.0)
         if here and module not in in_head:
             raise ModelError(f"{type(model).__name__}'s {name} drops at random; set its rate to 0")
         rate = here or rate
-    return float(rate)
+    if len(inside) > 1:
+        raise ModelError(f"{type(model).__name__}'s dense layers drop at several rates; give all of them the same")
+    return {"drop_rate": float(rate), "proj_drop_rate": float(max(inside, default=0.0))}
 
 
 @torch.no_grad()
@@ -241,5 +250,9 @@ def _timm_model(network: Network) -> nn.Module:
         name = "resnetv2_18" if network.layer == "preact_basic" else "resnetv2_50"
         return timm.create_model(name, pretrained=False, layers=blocks, **shared)
     if network.layer == "dense_bc" and options.stem == "imagenet":
-        return DenseNet(growth_rate=network.widths[0], block_config=blocks, **shared)
+        if options.proj_drop_rate and options.proj_drop_place != "layers":
+            raise ModelError("timm's DenseNet has dropout only after each layer; give proj_drop_place=layers")
+        return DenseNet(
+            growth_rate=network.widths[0], block_config=blocks, proj_drop_rate=options.proj_drop_rate, **shared
+        )
     raise ModelError(f"timm has no model with layer={network.layer}, widths={network.widths}, stem={options.stem}")

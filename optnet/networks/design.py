@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Self
 
 from optnet.errors import ModelError
@@ -12,6 +12,7 @@ from optnet.language.folding import fold
 from optnet.language.lookup import find_algorithm
 from optnet.language.program import Apply, Program
 from optnet.language.tracing import record, trace
+from optnet.networks.formulas import formulas_from_json, formulas_to_json, with_formulas
 
 COEFFICIENT_INITS = ("ancestor", "algorithm")
 TRANSITIONS = ("restart", "project")
@@ -24,26 +25,25 @@ class StageProgram:
     Attributes:
         start: the program with the initial coefficients.
         textbook: the program with the algorithm's own coefficients.
-        moved: by the name of a constant, ``start`` with this constant larger by 1; only where constants are learned.
+        formulas: ``start`` with weights that are expressions of the algorithm's constants, where these are learned.
     """
 
     start: Program
     textbook: Program
-    moved: Mapping[str, Program] = field(default_factory=dict)
+    formulas: Program | None = None
 
     def to_json(self) -> dict[str, Any]:
         made: dict[str, Any] = {"start": self.start.to_json(), "textbook": self.textbook.to_json()}
-        moved = {name: program.to_json() for name, program in self.moved.items()}
-        return {**made, "moved": moved} if moved else made
+        return made if self.formulas is None else {**made, "formulas": formulas_to_json(self.formulas)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        moved = data.get("moved", {}) if isinstance(data, Mapping) else None
-        if not isinstance(moved, Mapping) or set(data) - {"moved"} != {"start", "textbook"}:
+        if not isinstance(data, Mapping) or {"start", "textbook"} != set(data) - {"formulas"}:
             raise ModelError("programs= takes the list that Network.programs_json() gives")
+        start, formulas = Program.from_json(data["start"]), data.get("formulas")
         return cls(
-            Program.from_json(data["start"]), Program.from_json(data["textbook"]),
-            {name: Program.from_json(text) for name, text in moved.items()},
+            start, Program.from_json(data["textbook"]),
+            None if formulas is None else formulas_from_json(start, formulas),
         )  # fmt: skip
 
 
@@ -66,7 +66,7 @@ def design(
     coefficient_init: str = "ancestor",
     transition: str = "restart",
     constants: Mapping[str, Any] | None = None,
-    learn_constants: bool = False,
+    per_iteration: bool | None = None,
 ) -> list[StageProgram]:
     """The programs of a network's stages; ``blocks`` gives the number of iterations of each.
 
@@ -78,11 +78,11 @@ def design(
     Args:
         with_P: whether the layers supply an optional P (an activation after each iteration).
         layer: the layers' family, which chooses the reading: ``map`` for plain layers, else ``residual``.
-        learn_constants: whether the programs with moved constants are needed; see ``StageProgram``.
+        per_iteration: whether each iteration learns its own constants, or None if none are learned.
 
     Raises:
         ModelError: an option is unknown, the ancestor's program differs in more than its weights, or constants are to
-            be learned and there are none, or the weights are not affine in them.
+            be learned and cannot be; see ``with_formulas``.
         AlgorithmError: see ``optnet.trace``.
     """
     method = find_algorithm(algorithm)
@@ -113,47 +113,12 @@ def design(
                     f"use coefficient_init=algorithm"
                 )
         borders = _borders(method, run, options, given)
-        moved = moved_programs(method, start, used, options) if learn_constants else {}
-        cut = {name: program.cut(borders, run) for name, program in moved.items()}
-        for j, (own, book) in enumerate(zip(start.cut(borders, run), textbook.cut(borders, run), strict=True)):
-            programs.append(StageProgram(own, book, {name: stages[j] for name, stages in cut.items()}))
+        stages = [start.cut(borders, run), textbook.cut(borders, run)]
+        if per_iteration is not None:
+            learned = with_formulas(method, start, used, options, per_iteration=per_iteration)
+            stages.append(learned.cut(borders, run))
+        programs += [StageProgram(*those) for those in zip(*stages, strict=True)]
     return programs
-
-
-def moved_programs(
-    method: Algorithm, start: Program, constants: Mapping[str, Any], options: Mapping[str, Any]
-) -> dict[str, Program]:
-    """The program with each of its constants larger by 1, alone.
-
-    Raises:
-        ModelError: the algorithm has no constant that is a fraction, or the weights are not affine in the constants.
-    """
-
-    def weights(**changed: float) -> tuple[Program, list[float]]:
-        program = trace(method, steps=start.iterations, constants={**constants, **changed}, **options)
-        return program, [weight for row in program.combines for weight in row.weights]
-
-    values = {name: constants.get(name, default) for name, default in method.constants.items()}
-    values = {name: value for name, value in values.items() if type(value) is float}
-    if not values:
-        raise ModelError(
-            f"coefficients=constants: {method.name} has no constant to learn; take consistent or learnable"
-        )
-    own = weights()[1]
-    moved = {name: weights(**{name: value + 1}) for name, value in values.items()}
-    tried = [{name: value + 0.5} for name, value in values.items()] + [{n: v + 0.25 for n, v in values.items()}]
-    for some in tried:
-        program, found = weights(**some)
-        for name, value in some.items():
-            share = value - values[name]
-            found = [f - share * (m - o) for f, m, o in zip(found, moved[name][1], own, strict=False)]
-        off = max((abs(f - o) for f, o in zip(found, own, strict=False)), default=0.0)
-        if off > 1e-9 or not program.same_structure(start):
-            raise ModelError(
-                f"coefficients=constants: the weights of {method.name} are not affine in {', '.join(some)}, or its "
-                f"terms depend on it; take consistent or learnable"
-            )
-    return {name: program for name, (program, _) in moved.items()}
 
 
 def _borders(

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 
 from optnet.errors import OperatorError
 from optnet.language.program import Apply, Combine, Program, unique
-from optnet.networks.rules import Table
+from optnet.networks.tables import Table
 
 
 @dataclass(frozen=True)

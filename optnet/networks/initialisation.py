@@ -32,27 +32,32 @@ class Classifier(Protocol):
     def get_classifier(self) -> nn.Module: ...
 
 
-def _fan_in(weight: Tensor, gain: float) -> None:
-    """U(-1/sqrt(n), 1/sqrt(n)) for n inputs: variance 1 / (3 n)."""
-    nn.init.uniform_(weight, -(weight[0].numel() ** -0.5), weight[0].numel() ** -0.5)
+def _uniform(weight: Tensor, scale: float) -> None:
+    """U(-scale / sqrt(n), scale / sqrt(n)) for n inputs: variance scale^2 / (3 n)."""
+    bound = scale * weight[0].numel() ** -0.5
+    nn.init.uniform_(weight, -bound, bound)
 
 
 SCHEMES: dict[str, Fill | None] = {
     "default": None,
     "glorot_uniform": lambda weight, gain: nn.init.xavier_uniform_(weight),
     "glorot_normal": lambda weight, gain: nn.init.xavier_normal_(weight),
+    "lecun_uniform": lambda weight, gain: _uniform(weight, 3**0.5),
+    "lecun_normal": lambda weight, gain: nn.init.normal_(weight, 0, weight[0].numel() ** -0.5),
     "he": lambda weight, gain: nn.init.normal_(weight, 0, gain * weight[0].numel() ** -0.5),
     "orthogonal": lambda weight, gain: nn.init.orthogonal_(weight, gain),
-    "fan_in": _fan_in,
+    "fan_in": lambda weight, gain: _uniform(weight, 1.0),
     "lsuv": None,
 }
 """The functions that fill a weight (outputs, inputs, ...) of one channel group, given the activation's gain.
 
 The numbers of inputs and outputs include the kernel: they are channels of a group times the kernel's area, also for
 transposed convolutions. default: the model's own initialisation. glorot_*: variance 2 / (inputs + outputs), Glorot and
-Bengio 2010. he: variance gain^2 / inputs, He et al. 2015. orthogonal: gain times a matrix with orthonormal rows or
-columns, Saxe et al. 2014. fan_in: variance 1 / (3 inputs), LeCun et al. 1998. lsuv: orthonormal, then scaled until the
-output of every layer has unit variance on a batch, Mishkin and Matas 2016.
+Bengio 2010. lecun_*: variance 1 / inputs, LeCun, Bottou, Orr, Mueller 1998, section 4.6. he: variance gain^2 / inputs,
+He et al. 2015. orthogonal: gain times a matrix with orthonormal rows or columns, Saxe et al. 2014. fan_in:
+U(-1/sqrt(inputs), 1/sqrt(inputs)), whose variance is 1 / (3 inputs): torch's own start of convolutions and linear
+layers, there written as ``kaiming_uniform_`` with a = sqrt 5. lsuv: orthonormal, then scaled until the output of every
+layer has unit variance on a batch, Mishkin and Matas 2016.
 """
 GAINED = ("he", "orthogonal")
 """The schemes that take a gain."""
@@ -197,7 +202,8 @@ def _lsuv(model: nn.Module, images: Tensor | None) -> None:
         raise ConfigError("init=lsuv needs a batch: give images=")
     if any(_weight_normed(layer) for layer in linear_maps(model)):
         raise ConfigError(
-            "init=lsuv does not go with norm=weight, which starts its own scales from the data; try init=orthogonal"
+            "init=lsuv does not go with norm=weight or weight_mean, which start their own scales from the data; try "
+            "init=orthogonal"
         )
     if any(parametrize.is_parametrized(layer, "weight") for layer in linear_maps(model)):
         raise ConfigError("init=lsuv cannot scale weights that are parametrized; try init=orthogonal")

@@ -47,7 +47,7 @@ class Stage(nn.Module):
         shortcuts = {name: family.shortcut() for name in start.starts}
         self.unrolled = unroll(
             start, textbook=program.textbook, operators=operators, channels=family.chs, packed=True, equal=equal,
-            moved=program.moved,
+            formulas=program.formulas,
             shortcuts={name: layer for name, layer in shortcuts.items() if layer is not None or not family.same_start},
             **options,
         )  # fmt: skip
@@ -121,7 +121,13 @@ class Network(nn.Module):
             raise ModelError(
                 f"per_channel=true does not go with layer={layer}: its sums and its iterates differ in width"
             )
-        style = Style(options.act_layer, options.norm, options.norm_place, device, dtype)
+        if options.proj_drop_rate and not family.drops:
+            raise ModelError(
+                f"proj_drop_rate={options.proj_drop_rate:g} does not go with layer={layer}, whose layers have no "
+                f"dropout; drop_rate is the dropout before the classifier"
+            )
+        shared = ("act_layer", "norm", "norm_place", "proj_drop_rate", "proj_drop_place")
+        style = Style(**{name: getattr(options, name) for name in shared}, device=device, dtype=dtype)
         how = {name: getattr(options, name) for name in ("coefficients", "per_channel", "memory")}
         how |= {"device": device, "dtype": dtype}
         self.programs, self.widths, self.layer, self.options = list(programs), list(widths), layer, options
@@ -187,7 +193,7 @@ class Network(nn.Module):
         programs = design(
             method, blocks, with_P=_family(layer).takes_P, layer=layer, reading=chosen.reading,
             coefficient_init=chosen.coefficient_init, transition=chosen.transition, constants=constants,
-            learn_constants=chosen.coefficients in CONSTANTS,
+            per_iteration=CONSTANTS.get(chosen.coefficients),
         )  # fmt: skip
         return cls(
             programs, widths, layer=layer, options=chosen, num_classes=num_classes, in_chans=in_chans,

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from optnet.errors import ModelError
 from optnet.language.tracing import READINGS
 from optnet.networks.activation_checkpointing import MEMORY
 from optnet.networks.design import COEFFICIENT_INITS, TRANSITIONS
-from optnet.networks.layers import FAMILIES, NORMS, PLACES
-from optnet.networks.unrolled import COEFFICIENTS
-from optnet.options import check, choice, number, option
+from optnet.networks.layers import DROP_PLACES, FAMILIES, NORMS, PLACES
+from optnet.networks.unrolled import COEFFICIENTS, SYNONYMS
+from optnet.options import check, choice, number, option, words
 
 STEMS = ("small", "imagenet")
 
@@ -31,8 +32,9 @@ class NetworkOptions:
         "restart", *TRANSITIONS, help="restart the algorithm in each stage, or project every live iterate into the next"
     )
     coefficients: str = choice(
-        "learnable", *COEFFICIENTS, help="the algorithm's coefficients: trained freely, fixed, or trained under a rule"
-    )
+        "learnable", *COEFFICIENTS, synonyms=SYNONYMS,
+        help="the algorithm's coefficients: trained freely, fixed, or trained under a rule",
+    )  # fmt: skip
     coefficient_init: str = choice(
         "ancestor", *COEFFICIENT_INITS, help="start at the classical network's coefficients or at the algorithm's own"
     )
@@ -50,8 +52,18 @@ class NetworkOptions:
     stem: str = choice("small", *STEMS, help="a 3x3 convolution, or 7x7 with stride 2 and max pooling")
     stem_width: int | None = number(None, 1, help="the stem's channels; null: the first stage's width", example=16)
     drop_rate: float = number(0.0, 0, 1, help="dropout before the classifier")
+    proj_drop_rate: float = number(
+        0.0, 0, 1, help="dropout inside dense layers; DenseNet takes 0.2 without augmentation"
+    )
+    proj_drop_place: str = choice(
+        "layers",
+        *DROP_PLACES,
+        help="that dropout comes after each dense layer, as in timm, or after every convolution but the first, as in "
+        "the paper",
+    )
 
     def checked(self) -> NetworkOptions:
-        """Checks that every value is in its range; returns itself."""
+        """Checks that every value is in its range; returns the options, with the word for each synonym."""
         check(self, error=ModelError)
-        return self
+        settled: dict[str, Any] = words(self)
+        return replace(self, **settled)

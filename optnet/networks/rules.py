@@ -1,121 +1,18 @@
-"""Coefficient rules: what the learned weights of a program's sums may be. Knows no layer and no network.
+"""Coefficient rules: what the learned weights of a program's sums may be. Knows no tensor, layer or network.
 
-A rule makes blocks. A block holds the weights w of one sum, or of several that belong together, in the form
-
-    w = c + (v - c) / max(1, g(v)),  v = w_0 + B u
-
-with the weights w_0 of the program, a learned vector u that starts at 0, a basis B of the directions in which the
-weights may move, a centre c, and a gauge g, which is at most 1 where the weights are allowed. So every rule starts at
-the program's own weights, and what lies outside is drawn towards the centre.
+A rule makes plans (see ``tables``), each for one sum or for several that belong together.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
 from optnet.errors import ModelError
 from optnet.language.program import Combine, Program
-
-Array = np.ndarray
-SLACK = 1e-12
-"""Rounding that is allowed where a rule checks the weights that it starts from."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A block before it has tensors.
-
-    Attributes:
-        rows: the sums, in the order in which their weights follow each other.
-        basis: B, (weights, directions).
-        centre: c, by default the program's weights.
-        nonnegative: for each weight, whether g keeps it at or above 0.
-        sums: the rows of a matrix E; g keeps sum |E v| at most 1.
-    """
-
-    rows: tuple[Combine, ...]
-    basis: Array
-    centre: Array | None = None
-    nonnegative: Sequence[bool] = ()
-    sums: Array | None = None
-
-    @property
-    def start(self) -> Array:
-        return np.concatenate([row.weights for row in self.rows])
-
-
-class Block(nn.Module):
-    """The weights of one plan; ``forward`` returns those of each sum, (terms,) or (terms * channels,).
-
-    ``weights``, the learned u, is one vector; with ``channels`` it has that many values for each direction.
-    """
-
-    start: Tensor
-    centre: Tensor
-    basis: Tensor
-    towards: Tensor
-    sums: Tensor
-
-    def __init__(self, plan: Plan, channels: int) -> None:
-        super().__init__()
-
-        def constant(name: str, values: Array) -> None:
-            self.register_buffer(name, torch.tensor(values, device="cpu", dtype=torch.float64), persistent=False)
-
-        centre = plan.start if plan.centre is None else plan.centre
-        nonnegative = np.array([*plan.nonnegative] or [False] * len(plan.start))
-        constant("start", plan.start[:, None])
-        constant("centre", centre[:, None])
-        constant("basis", plan.basis[:, :, None])
-        constant("towards", np.where(nonnegative, 1 / np.where(centre > 0, centre, 1.0), 0.0)[:, None])
-        sums = np.zeros((0, len(plan.start))) if plan.sums is None else plan.sums
-        constant("sums", sums[:, :, None])
-        self.bounded = bool(nonnegative.any())
-        self.summed = len(sums) > 0
-        self.sizes = [len(row.terms) for row in plan.rows]
-        self.directions = plan.basis.shape[1]
-        self.weights = nn.Parameter(torch.zeros(self.directions * (channels or 1), device="cpu", dtype=torch.float64))
-
-    def forward(self) -> list[Tensor]:
-        u = self.weights.reshape(1, self.directions, -1)
-        w = self.start + (self.basis * u).sum(1)
-        if self.bounded:  # the largest (c - v) / c
-            gauge = ((self.centre - w) * self.towards).amax(0, keepdim=True)
-            w = self.centre + (w - self.centre) / gauge.clamp(min=1.0)
-        if self.summed:
-            gauge = (self.sums * w.unsqueeze(0)).sum(1).abs().sum(0, keepdim=True)
-            w = self.centre + (w - self.centre) / gauge.clamp(min=1.0)
-        parts: list[Tensor] = []
-        for part in w.split(self.sizes):
-            parts.append(part.flatten())
-        return parts
-
-
-class Table(nn.Module):
-    """The weights of the sums that a rule lets learn; ``forward`` returns them in the order of ``rows``.
-
-    It is made in float64 on the CPU.
-    """
-
-    def __init__(self, plans: Sequence[Plan], channels: int) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(Block(plan, channels) for plan in plans)
-        self.rows = [row.value for plan in plans for row in plan.rows]
-
-    def forward(self) -> list[Tensor]:
-        weights: list[Tensor] = []
-        for block in self.blocks:
-            weights += block()
-        return weights
-
-    @torch.jit.ignore
-    def weights(self) -> dict[str, Tensor]:
-        """The weights of each sum now."""
-        return dict(zip(self.rows, self(), strict=True))
+from optnet.networks.constants import constants
+from optnet.networks.tables import SLACK, Array, Plan, Table
 
 
 class _Terms:
@@ -290,27 +187,6 @@ def _written(row: Combine) -> str:
     return ", ".join(f"{weight:g} {term}" for term, weight in zip(row.terms, row.weights, strict=True))
 
 
-def constants(program: Program, moved: Mapping[str, Program], *, per_iteration: bool) -> Iterator[Plan]:
-    """The algorithm's own constants are what is learned, one for all sums or one for each iteration.
-
-    Args:
-        moved: for each constant, the program with this constant larger by 1. The weights are affine in the constants.
-    """
-    blocks: dict[int, list[Combine]] = {}
-    iteration = 0
-    for one in program.instructions:
-        if isinstance(one, Combine):
-            blocks.setdefault(iteration, []).append(one)
-        elif per_iteration:
-            iteration = one.iteration
-    changed = {name: {row.value: np.array(row.weights) for row in other.combines} for name, other in moved.items()}
-    for rows in blocks.values():
-        columns = [np.concatenate([found[row.value] - row.weights for row in rows]) for found in changed.values()]
-        effective = [column for column in columns if np.abs(column).max() > SLACK]
-        size = sum(len(row.terms) for row in rows)
-        yield Plan(tuple(rows), np.array(effective).reshape(len(effective), size).T)
-
-
 Rule = Callable[[Program], Iterator[Plan]]
 RULES: dict[str, Rule] = {
     "consistent": consistent, "stable": stable, "simplex": simplex, "doubly_stochastic": doubly_stochastic,
@@ -327,20 +203,19 @@ def table(
     program: Program,
     channels: int = 0,
     equal: Sequence[str] = (),
-    moved: Mapping[str, Program] | None = None,
+    formulas: Program | None = None,
 ) -> Table:
     """The weights of a program under a rule. Sums that the rule leaves no freedom are not in it.
 
     Args:
         channels: a weight for each channel; 0: one for all.
         equal: starting points with equal values. The difference of their weights changes nothing, so it is not learned.
-        moved: see ``constants``.
+        formulas: the program with weights that are expressions of the constants; see ``constants``.
     """
     if rule in CONSTANTS:
-        made = constants(program, moved or {}, per_iteration=CONSTANTS[rule])
-    else:
-        made = (replace(plan, basis=_alike(plan, equal)) for plan in RULES[rule](program))
-    return Table([plan for plan in made if plan.basis.shape[1]], channels)
+        assert formulas is not None
+        return Table(constants(formulas), channels)
+    return Table((replace(plan, basis=_alike(plan, equal)) for plan in RULES[rule](program)), channels)
 
 
 def _alike(plan: Plan, equal: Sequence[str]) -> Array:

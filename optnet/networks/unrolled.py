@@ -15,12 +15,15 @@ from optnet.language.lookup import find_algorithm
 from optnet.language.program import Program
 from optnet.language.tracing import all_constants, trace
 from optnet.networks.activation_checkpointing import MEMORY, set_recomputing
-from optnet.networks.design import moved_programs
 from optnet.networks.emitting import Emitter, Factory
-from optnet.networks.rules import CONSTANTS, NAMES, Table, table
+from optnet.networks.formulas import with_formulas
+from optnet.networks.rules import CONSTANTS, NAMES, table
+from optnet.networks.tables import Table
 from optnet.options import one_of
 
 COEFFICIENTS = ("learnable", "fixed", *NAMES)
+SYNONYMS = {"free": "learnable"}
+"""Other words in ``coefficients=``, and what they stand for."""
 MOST = 20_000
 """The number of instructions of the largest program that becomes a module."""
 
@@ -89,12 +92,22 @@ class Unrolled(nn.Module):
     @torch.jit.ignore
     def learned(self) -> dict[str, Tensor]:
         """The weights that learned sums have now, by the name of the sum: (terms,) or (terms * channels,)."""
-        found: dict[str, Tensor] = {}
-        if self.table:
-            ruled = self.body.get_submodule(self.table)
-            assert isinstance(ruled, Table)
-            found |= ruled.weights()
-        return found | {row: self.body.get_parameter(name) for row, name in self.rows.items() if name}
+        ruled = self._table()
+        return ({} if ruled is None else ruled.weights()) | {
+            row: self.body.get_parameter(name) for row, name in self.rows.items() if name
+        }
+
+    @torch.jit.ignore
+    def constants(self) -> dict[str, Tensor]:
+        """The learned constants of the algorithm now, (1,) or (channels,); none unless ``coefficients=constants``."""
+        ruled = self._table()
+        return {} if ruled is None else ruled.constants()
+
+    @torch.jit.ignore
+    def _table(self) -> Table | None:
+        found = self.body.get_submodule(self.table) if self.table else None
+        assert found is None or isinstance(found, Table)
+        return found
 
     @torch.jit.ignore
     def set_checkpointing(self, enable: bool = True) -> None:
@@ -187,7 +200,7 @@ def unroll(
     shortcuts: Mapping[str, nn.Module | None] | None = None,
     textbook: Program | None = None,
     equal: Sequence[str] = (),
-    moved: Mapping[str, Program] | None = None,
+    formulas: Program | None = None,
     packed: bool = False,
     memory: str = "keep",
     device: torch.device | str | None = None,
@@ -207,8 +220,8 @@ def unroll(
         algorithm: whatever ``optnet.trace`` takes, or a ``Program`` (then steps, reading and constants are its own).
         steps: the number of iterations.
         operators: a module or factory for each operator to trace.
-        coefficients: ``learnable`` (1-d parameters named ``coefficients.<row>``), ``fixed`` numbers, or learned under a
-            rule of ``optnet.networks.rules.NAMES``.
+        coefficients: ``learnable`` or ``free`` (1-d parameters named ``coefficients.<row>``), ``fixed`` numbers, or
+            learned under a rule of ``optnet.networks.rules.NAMES``.
         reading: ``map`` (default) or ``residual``; see ``optnet.trace``.
         per_channel: one coefficient per channel instead of one per term; needs ``channels``.
         channels: the number of channels (dimension 1) of the iterates.
@@ -216,7 +229,7 @@ def unroll(
             None says that it has another shape and enters sums only through operators.
         textbook: the algorithm's own program, if ``algorithm`` is one with other weights.
         equal: starting points that always have equal values; see ``rules.table``.
-        moved: the program with each constant moved, where constants are learned; see ``design.StageProgram``.
+        formulas: the program with formulas for its weights, where constants are learned; see ``design.StageProgram``.
         packed: the module takes one list of tensors and returns one, for callers with a varying number of them.
         memory: ``keep`` the layers' activations for the backward pass, or ``checkpoint``: keep their inputs and
             recompute the rest.
@@ -229,7 +242,8 @@ def unroll(
         OperatorError: an operator is missing, unknown or not a layer; an unknown option.
         ProgramError: a starting point of another shape enters a sum with a non-zero weight.
     """
-    one_of("coefficients", coefficients, COEFFICIENTS, OperatorError)
+    one_of("coefficients", coefficients, (*COEFFICIENTS, *SYNONYMS), OperatorError)
+    coefficients = SYNONYMS.get(coefficients, coefficients)
     one_of("memory", memory, MEMORY, OperatorError)
     operators = {python_name(name): operator for name, operator in operators.items()}
     if per_channel and (type(channels) is not int or channels < 1):
@@ -248,17 +262,18 @@ def unroll(
                 ("coefficients", coefficients, "learnable"), ("reading", reading, None), ("channels", channels, None),
                 ("per_channel", per_channel, False), ("packed", packed, False), ("memory", memory, "keep"),
                 ("device", device, None), ("textbook", textbook, None), ("dtype", dtype, None), ("equal", equal, ()),
-                ("moved", moved, None),
+                ("formulas", formulas, None),
             )
             if value is not default and value != default
         }  # fmt: skip
         given = all_constants(method, constants, more, options)
         program = trace(method, steps=steps, operators=operators, reading=reading or "map", constants=given)
         if coefficients in CONSTANTS:
-            moved = moved_programs(method, program, given, {"operators": operators, "reading": reading or "map"})
+            how = {"operators": operators, "reading": reading or "map"}
+            formulas = with_formulas(method, program, given, how, per_iteration=CONSTANTS[coefficients])
     _check_operators(program, operators)
-    if coefficients in CONSTANTS and not moved:
-        raise OperatorError(f"coefficients={coefficients} needs the algorithm itself, or moved= beside the program")
+    if coefficients in CONSTANTS and formulas is None:
+        raise OperatorError(f"coefficients={coefficients} needs the algorithm itself, or formulas= beside the program")
     if len(program.instructions) > MOST:
         raise ProgramError(
             f"{program.name}: {len(program.instructions):,} instructions are too many for a module, which has at most "
@@ -271,11 +286,11 @@ def unroll(
             raise OperatorError(f"{program.name} has no starting point '{start}'; it has: {', '.join(program.starts)}")
         if shortcut is None:
             program, textbook = without(program, start), without(textbook, start, at_any_weight=True)
-            moved = {name: without(other, start, at_any_weight=True) for name, other in (moved or {}).items()}
+            formulas = formulas and without(formulas, start, at_any_weight=True)
     width = (channels if per_channel else 0) if coefficients != "fixed" else None
     ruled = None
     if coefficients in NAMES:
-        ruled = table(coefficients, program, width or 0, equal, moved)
+        ruled = table(coefficients, program, width or 0, equal, formulas)
     emitter = Emitter(program, operators, projections, width, packed, device, dtype, ruled)
     by_starts = {1: _UnrolledFromOne, 2: _UnrolledFromTwo}
     kind = _UnrolledFromList if packed else by_starts.get(len(program.starts), Unrolled)

@@ -210,7 +210,7 @@ def describe(model: nn.Module, name: str, kwargs: dict[str, Any]) -> dict[str, A
     """What is needed to build ``model`` again without anybody's code: timm's name and arguments, and the programs."""
     kwargs = {key: value for key, value in kwargs.items() if key not in _STARTED_FROM}
     if isinstance(model, Network):
-        kwargs = {key: value for key, value in kwargs.items() if key not in _TRACED}
+        kwargs = {key: getattr(model.options, key, value) for key, value in kwargs.items() if key not in _TRACED}
         kwargs = {**kwargs, "algorithm": None, "programs": model.programs_json(), "layer": model.layer}
     return {"name": name, "kwargs": kwargs}
 

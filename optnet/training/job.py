@@ -85,7 +85,7 @@ class Job:
     def loader(self, split: str, batch_size: int, *, training: bool = False) -> Loader:
         """This process's share of each batch."""
         whole = self.data.loader(
-            split, batch_size, device=self.device, training=training, augment=self.loading.augment,
+            split, batch_size, device=self.device, training=training, augment=self.loading.augmentation,
             workers=self.loading.workers, seed=self.options.seed, skip=self.loading.skip, least=self.least,
         )  # fmt: skip
         return whole.shared(distributed.rank(), distributed.size())

@@ -5,9 +5,9 @@ from optnet.networks.layers.family import Family
 from optnet.networks.layers.norms import NORMS, PLACES
 from optnet.networks.layers.plain import Plain
 from optnet.networks.layers.residual import Basic, Bottleneck, PreActBasic, PreActBottleneck
-from optnet.networks.layers.style import Style
+from optnet.networks.layers.style import DROP_PLACES, Style
 
-__all__ = ["FAMILIES", "NORMS", "PLACES", "Family", "Style"]
+__all__ = ["DROP_PLACES", "FAMILIES", "NORMS", "PLACES", "Family", "Style"]
 
 FAMILIES: dict[str, type[Family]] = {
     "plain": Plain,

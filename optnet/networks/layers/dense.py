@@ -16,19 +16,23 @@ class DenseSum(nn.Module):
     """``sum_j alpha_j W_j phi(BN x_j)``, computed as one convolution over the concatenated x_j.
 
     Each alpha_j scales its slice of the convolution's weights. Huang, Liu, van der Maaten, Weinberger 2017.
+
+    Args:
+        inner: another convolution of the same layer follows.
     """
 
-    def __init__(self, family: Family, in_chs: list[int], out_chs: int, kernel: int) -> None:
+    def __init__(self, family: Family, in_chs: list[int], out_chs: int, kernel: int, inner: bool = False) -> None:
         super().__init__()
         style = family.style
         self.runs = [(chs, len(list(same))) for chs, same in groupby(in_chs)]
         self.norm1 = style.norm_layer(sum(in_chs))
         self.act1 = style.act()
         self.conv1 = style.conv(sum(in_chs), out_chs, kernel)
+        self.drop1 = style.dropout(inner)
 
     def forward(self, xs: list[Tensor], weights: list[Tensor] | None = None) -> Tensor:
         out = self.act1(self.norm1(torch.cat(xs, 1)))
-        return self.conv1(out, None, None if weights is None else self._per_channel(torch.stack(weights)))
+        return self.drop1(self.conv1(out, None, None if weights is None else self._per_channel(torch.stack(weights))))
 
     def _per_channel(self, alpha: Tensor) -> Tensor:
         """Weights (terms,) or (terms, out channels), expanded to (1 or out channels, in channels, 1, 1)."""
@@ -49,9 +53,10 @@ class DenseTail(nn.Module):
         self.norm2 = style.norm_layer(in_chs)
         self.act2 = style.first_act()
         self.conv2 = style.conv(in_chs, family.chs, 3)
+        self.drop2 = style.dropout(inner=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv2(self.act2(self.norm2(x)))
+        return self.drop2(self.conv2(self.act2(self.norm2(x))))
 
 
 class Dense(Family):
@@ -59,6 +64,7 @@ class Dense(Family):
 
     final_norm = True
     same_start = False
+    drops = True
     places = ("before",)
     compression = 1.0
 
@@ -98,6 +104,7 @@ class Dense(Family):
             self.style.norm_layer(self.in_chs),
             self.style.first_act(),
             self.style.conv(self.in_chs, self.stage_chs, 1),
+            self.style.dropout(inner=True),
         ]
         return nn.Sequential(*layers, nn.AvgPool2d(self.stride, self.stride))
 
@@ -116,7 +123,7 @@ class DenseBC(Dense):
     def T(self) -> LayerFactory:
         chs = self.bottleneck * self.width
         return LayerFactory(
-            lambda call: DenseSum(self, self.sum_chs(call), chs, 1), weighted=True, sums=True, fresh=True
+            lambda call: DenseSum(self, self.sum_chs(call), chs, 1, inner=True), weighted=True, sums=True, fresh=True
         )
 
     def _activation(self, call: Call) -> nn.Module:

@@ -35,6 +35,8 @@ class Family:
     """Whether the starting point can be projected to the shape of the later iterates."""
     one_width = True
     """Whether every sum has the same number of channels as the iterates."""
+    drops = False
+    """Whether its layers take the style's dropout."""
 
     places: tuple[str, ...] = PLACES
     """The positions that its norms may have, the default first."""

@@ -17,6 +17,9 @@ from optnet.networks.layers.norms import NORMS, WEIGHT_NORMED, Unnormed
 
 ACTIVATIONS = tuple(create_act._ACT_LAYER_DEFAULT)
 """The activations that timm knows by name."""
+DROP_PLACES = ("layers", "convolutions")
+"""Where the dropout of dense layers is: after each layer, as in timm and torchvision, or after every convolution but
+the network's first, so also inside layers and in transitions (Huang, Liu, van der Maaten, Weinberger 2017)."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class Style:
         act_layer: the activation's name in timm.
         norm: one of ``NORMS``.
         norm_place: norms come ``after`` or ``before`` the linear maps; None takes the layer family's default.
+        proj_drop_rate, proj_drop_place: the dropout inside the stages, and one of ``DROP_PLACES``.
         device, dtype: those of every module.
 
     Raises:
@@ -36,6 +40,8 @@ class Style:
     act_layer: str = "relu"
     norm: str = "batch"
     norm_place: str | None = None
+    proj_drop_rate: float = 0.0
+    proj_drop_place: str = "layers"
     device: torch.device | str | None = None
     dtype: torch.dtype | None = None
 
@@ -88,6 +94,11 @@ class Style:
     def act(self, inplace: bool = True) -> nn.Module:
         """The activation. It may work in place after a norm or convolution, because neither needs its output again."""
         return self._act_class()(inplace=inplace).to(device=self.device, dtype=self.dtype)
+
+    def dropout(self, inner: bool) -> nn.Module:
+        """The dropout after a convolution; ``inner``: one that is not the last of its layer."""
+        dropped = self.proj_drop_rate > 0 and (self.proj_drop_place == "convolutions" or not inner)
+        return nn.Dropout(self.proj_drop_rate) if dropped else nn.Identity()
 
     def first_act(self) -> nn.Module:
         """The first activation of a layer. Without a norm before it, it may not overwrite its input."""

@@ -1,0 +1,151 @@
+"""The modules that hold the learned weights of sums under a rule, and the plans for them. Knows no rule and no layer.
+
+A block holds the weights w of one sum, or of several that belong together, in the form
+
+    w = c + (v - c) / max(1, g(v)),  v = w_0 + B u
+
+with the weights w_0 of the program, a learned vector u that starts at 0, a basis B of the directions in which the
+weights may move, a centre c, and a gauge g, which is at most 1 where the weights are allowed. So every block starts at
+the program's own weights, and what lies outside is drawn towards the centre.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from optnet.language.program import Combine
+
+Array = np.ndarray
+SLACK = 1e-12
+"""Rounding that is allowed where weights are compared."""
+
+
+class Planned(Protocol):
+    """A block before it has tensors: the sums, in the order in which their weights follow each other, and its freedom.
+
+    Its block returns a list with the weights of each sum, (terms,) or (terms * channels,), and is made in float64.
+    """
+
+    @property
+    def rows(self) -> tuple[Combine, ...]: ...
+
+    @property
+    def directions(self) -> int: ...
+
+    def block(self, channels: int) -> nn.Module: ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A block before it has tensors.
+
+    Attributes:
+        rows: the sums, in the order in which their weights follow each other.
+        basis: B, (weights, directions).
+        centre: c, by default the program's weights.
+        nonnegative: for each weight, whether g keeps it at or above 0.
+        sums: the rows of a matrix E; g keeps sum |E v| at most 1.
+    """
+
+    rows: tuple[Combine, ...]
+    basis: Array
+    centre: Array | None = None
+    nonnegative: Sequence[bool] = ()
+    sums: Array | None = None
+
+    @property
+    def start(self) -> Array:
+        return np.concatenate([row.weights for row in self.rows])
+
+    @property
+    def directions(self) -> int:
+        return self.basis.shape[1]
+
+    def block(self, channels: int) -> nn.Module:
+        return Block(self, channels)
+
+
+class Block(nn.Module):
+    """The weights of one plan; ``forward`` returns those of each sum, (terms,) or (terms * channels,).
+
+    ``weights``, the learned u, is one vector; with ``channels`` it has that many values for each direction.
+    """
+
+    start: Tensor
+    centre: Tensor
+    basis: Tensor
+    towards: Tensor
+    sums: Tensor
+
+    def __init__(self, plan: Plan, channels: int) -> None:
+        super().__init__()
+
+        def constant(name: str, values: Array) -> None:
+            self.register_buffer(name, torch.tensor(values, device="cpu", dtype=torch.float64), persistent=False)
+
+        centre = plan.start if plan.centre is None else plan.centre
+        nonnegative = np.array([*plan.nonnegative] or [False] * len(plan.start))
+        constant("start", plan.start[:, None])
+        constant("centre", centre[:, None])
+        constant("basis", plan.basis[:, :, None])
+        constant("towards", np.where(nonnegative, 1 / np.where(centre > 0, centre, 1.0), 0.0)[:, None])
+        sums = np.zeros((0, len(plan.start))) if plan.sums is None else plan.sums
+        constant("sums", sums[:, :, None])
+        self.bounded = bool(nonnegative.any())
+        self.summed = len(sums) > 0
+        self.sizes = [len(row.terms) for row in plan.rows]
+        self.directions = plan.directions
+        self.weights = nn.Parameter(torch.zeros(self.directions * (channels or 1), device="cpu", dtype=torch.float64))
+
+    def forward(self) -> list[Tensor]:
+        u = self.weights.reshape(1, self.directions, -1)
+        w = self.start + (self.basis * u).sum(1)
+        if self.bounded:  # the largest (c - v) / c
+            gauge = ((self.centre - w) * self.towards).amax(0, keepdim=True)
+            w = self.centre + (w - self.centre) / gauge.clamp(min=1.0)
+        if self.summed:
+            gauge = (self.sums * w.unsqueeze(0)).sum(1).abs().sum(0, keepdim=True)
+            w = self.centre + (w - self.centre) / gauge.clamp(min=1.0)
+        parts: list[Tensor] = []
+        for part in w.split(self.sizes):
+            parts.append(part.flatten())
+        return parts
+
+    @torch.jit.ignore
+    def constants(self) -> dict[str, Tensor]:
+        """None of the algorithm's constants is learned here."""
+        return {}
+
+
+class Table(nn.Module):
+    """The weights of the sums that a rule lets learn; ``forward`` returns them in the order of ``rows``.
+
+    It is made in float64 on the CPU. Plans that leave no freedom are not in it.
+    """
+
+    def __init__(self, plans: Iterable[Planned], channels: int) -> None:
+        super().__init__()
+        made = [plan for plan in plans if plan.directions]
+        self.blocks = nn.ModuleList(plan.block(channels) for plan in made)
+        self.rows = [row.value for plan in made for row in plan.rows]
+
+    def forward(self) -> list[Tensor]:
+        weights: list[Tensor] = []
+        for block in self.blocks:
+            weights += block()
+        return weights
+
+    @torch.jit.ignore
+    def weights(self) -> dict[str, Tensor]:
+        """The weights of each sum now."""
+        return dict(zip(self.rows, self(), strict=True))
+
+    @torch.jit.ignore
+    def constants(self) -> dict[str, Tensor]:
+        """The learned constants of the algorithm now, (1,) or (channels,)."""
+        blocks: Any = self.blocks
+        return {name: value for block in blocks for name, value in block.constants().items()}
