@@ -139,8 +139,8 @@ def shaken(model, scale=0.1):
     return model
 
 
-OTHER_SUMS = ("dense", "dense with skips", "dense_bc", "dual", "projected dual")
-"""The rules keep the sum of the weights. DenseNet's is not 1, and ADMM's sums have terms that are no iterates."""
+OTHER_SUMS = ("dense", "dense with skips", "dense_bc", "two streams", "dual", "projected dual")
+"""The rules keep the plain sum of the weights. DenseNet's is not 1; ADMM's have terms that are twice an iterate, or a dual."""
 
 
 @pytest.mark.parametrize("family, rule", crossed(LAYERED, ["learnable", "fixed", "consistent", "stable"]))
