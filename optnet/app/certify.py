@@ -78,7 +78,7 @@ def run(console: Console, options: argparse.Namespace) -> None:
         print(as_json(_content(asked, found, options.split, picture), indent=1), end="")
         return
     for stage, one in found.certificates.items():
-        _show(console, stage, one, asked.stages[stage].spread)
+        _show(console, stage, one, asked.stages[stage])
     for stage, why in found.refused.items():
         console.print(printable(f"{stage}: {why}"))
     if asked.subject is not None and found.scores:
@@ -164,15 +164,17 @@ def _variant(asked: _Asked, found: _Found, name: str) -> nn.Module:
     return with_coefficients(asked.subject.model, weights)
 
 
-def _show(console: Console, stage: str, one: Certificate, spread: float) -> None:
+def _show(console: Console, stage: str, one: Certificate, learned: Learned) -> None:
     off = f"no: an iterate is {one.inconsistency:.3g} times a fixed point away from it"
     near = f"distance {one.distance:.4g}, largest change {one.largest_change:.4g}"
     steady = f"{'yes' if one.stability.stable else 'no'}: {one.stability.why}"
     rows = [("consistent", "yes" if one.consistent else off), ("stable", steady), ("nearest valid method", near)]
     textbook = f"{one.nearest[0]}, distance {one.nearest[1]:.3g}" if one.nearest[0] else "none has as many gradients"
     rows.append(("nearest textbook method", textbook))
-    if spread:
-        rows.append(("per channel", f"means over the channels, whose standard deviation is up to {spread:.3g}"))
+    if learned.spread:
+        rows.append(("per channel", f"means over the channels, whose standard deviation is up to {learned.spread:.3g}"))
+    if learned.per_sample:
+        rows.append(("per image", "the part of the coefficients that all images share is judged"))
     rows += [("note", note) for note in one.notes]
     if one.solver:
         rows.append(("solver", f"{one.solver}, by PEPit"))
@@ -207,7 +209,8 @@ def _content(asked: _Asked, found: _Found, split: str, picture: Path) -> dict[st
             "stable": one.stability.stable, "root": one.stability.root, "amplification": one.stability.amplified,
             "distance": one.distance, "largest_change": one.largest_change,
             "nearest": {"algorithm": one.nearest[0] or None, "distance": one.nearest[1] if one.nearest[0] else None},
-            "spread": asked.stages[stage].spread, "solver": one.solver or None, "notes": one.notes,
+            "spread": asked.stages[stage].spread, "per_sample": asked.stages[stage].per_sample,
+            "solver": one.solver or None, "notes": one.notes,
             "methods": [
                 {"method": row.name, **{name: _bound(getattr(row, name)) for name in ("convex", "strongly_convex")},
                  "measured": {trial: _bound(value) for trial, value in row.measured.items()}}

@@ -30,12 +30,14 @@ class Learned:
         textbook: the same with the algorithm's own coefficients.
         own: the algorithm's own coefficients of the terms that the stage has; 0 where the algorithm lacks the term.
         spread: the largest standard deviation of a coefficient over its channels; 0 if it has one value.
+        per_sample: whether these are only the parts of the coefficients that all samples share (``dynamic``).
     """
 
     program: Program
     textbook: Program
     own: Weights
     spread: float = 0.0
+    per_sample: bool = False
 
 
 def learned_programs(model: nn.Module) -> dict[str, Learned]:
@@ -58,7 +60,9 @@ def learned_programs(model: nn.Module) -> dict[str, Learned]:
         sizes = {start: before.get(start, 1.0) for start in textbook.starts}
         before = _sizes(textbook, sizes)
         program = module.program.with_weights(values.get(stage, {}))
-        found[stage] = Learned(_from_one(program, sizes), _from_one(textbook, sizes), own.get(stage, {}), spread)
+        found[stage] = Learned(
+            _from_one(program, sizes), _from_one(textbook, sizes), own.get(stage, {}), spread, module.per_sample
+        )
     return found
 
 
