@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from optnet import analysis
-from optnet.app import certify, pictures, terminal
+from optnet.app import certification, pictures, terminal
 from optnet.app.exits import one_line
 from optnet.data import SPLITS
 from optnet.errors import AlgorithmError, ConfigError, RequestError, printable
@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None, others: Mapping[str, str]) -> int:
         elif options.command == "show":
             _show(console, find_algorithm(options.name), options.steps, options.reading)
         elif options.command == "certify":
-            certify.run(console, options)
+            certification.run(console, options)
         elif options.command == "signal":
             _signal(console, options)
         else:
