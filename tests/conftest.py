@@ -10,6 +10,22 @@ import torch
 torch.set_num_threads(1)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Of a test that is marked ``sampled(n)``, all cases but n are slow."""
+    cases = {}
+    for item in items:
+        if item.get_closest_marker("sampled") and not item.get_closest_marker("slow"):
+            cases.setdefault((item.path, item.originalname), []).append(item)
+    for alike in cases.values():
+        (count,) = alike[0].get_closest_marker("sampled").args
+        count = min(count, len(alike))
+        kept = {len(alike) * (2 * i + 1) // (2 * count) for i in range(count)}
+        for i, item in enumerate(alike):
+            if i not in kept:
+                item.add_marker("slow")
+
+
 @pytest.fixture
 def double():
     """A fixed seed, and float64 as the default type."""

@@ -25,18 +25,20 @@ from optnet.lifted.losses import LOSSES
 from optnet.networks.objectives import ACTIVATIONS, activation
 from optnet.options import check
 from optnet.training import checkpoint, run
+from optnet.training.monitoring.monitor import MonitorOptions
 
 
-def crossed(*lists, without=lambda *values: False):
+def crossed(*lists, without=lambda *values: False, strength=None):
     """The full product of lists, for ``pytest.mark.parametrize``: a covering part by default, the rest under ``slow``.
 
     The covering part of three lists or more has every pair of their values; of two lists, whose pairs are the product,
-    it has every value, spread evenly over the other list's. ``without``: combinations that are in neither part.
+    it has every value, spread evenly over the other list's. ``strength`` 1: every value, of three lists or more too.
+    ``without``: combinations that are in neither part.
     """
     lists = [list(values) for values in lists]
     rows = [row for row in itertools.product(*(range(len(values)) for values in lists))
             if not without(*(values[i] for values, i in zip(lists, row, strict=True)))]  # fmt: skip
-    chosen = covering(rows, 2 if sum(len(values) > 1 for values in lists) > 2 else 1)
+    chosen = covering(rows, strength or (2 if sum(len(values) > 1 for values in lists) > 2 else 1))
     cases = []
     for row in rows:
         case = [values[i] for values, i in zip(lists, row, strict=True)]
@@ -226,7 +228,8 @@ CLOCK = ("time_images_per_second", "time_train_seconds")
 
 
 def config(tmp_path, **options):
-    options.setdefault("model", Model(**TINY))
+    """Of a small run, without figures and graph unless its monitor is given."""
+    options = {"model": Model(**TINY), "monitor": MonitorOptions(figures="none", graph=False), **options}
     made = Train(**{"runs": str(tmp_path / "runs"), "epochs": 3, "device": "cpu", "progress": False, **options})
     made.data.augment = "shift"
     check(made)

@@ -17,7 +17,7 @@ from optnet.app import main
 from optnet.app import train as application
 from optnet.training.loop import Observer
 
-TINY = ("model.blocks=[1,1]", "model.widths=[4,8]", "epochs=1", "device=cpu")
+TINY = ("model.blocks=[1,1]", "model.widths=[4,8]", "epochs=1", "device=cpu", "monitor=none", "limit_batches=2")
 
 BAD = [
     "epochs=abc", "epochs=0", "epochs=", "epochs", "batch_size=1.5", "batch_size=0", "lr=-1", "lr=nan",
@@ -40,6 +40,7 @@ BAD = [
 
 
 @pytest.mark.parametrize("request_", BAD)
+@pytest.mark.sampled(16)
 def test_wrong_requests(request_, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("OPTNET_DATA", raising=False)
@@ -64,6 +65,7 @@ def test_wrong_requests(request_, tmp_path, monkeypatch, capsys):
     ["", "checkpoint=none.pt", "checkpoint=garbage.pt", "model=nonsense", "model=hbnet_small checkpoint=garbage.pt",
      "model=hbnet_small split=nonsense", "model=hbnet_small batch_size=0", "model=hbnet_small data=nonsense"],
 )  # fmt: skip
+@pytest.mark.sampled(3)
 def test_wrong_evaluations(request_, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "garbage.pt").write_text("garbage")
@@ -79,7 +81,8 @@ def test_own_algorithms_by_file_path_and_sweep(tmp_path, monkeypatch):
     (tmp_path / "sub" / "mine.py").write_text(MINE)
     assert call(monkeypatch, "train", "algorithm=sub/mine.py:mine", "algorithm.pull=0.1", *TINY) == 0
     assert call(monkeypatch, "train", f"algorithm={tmp_path}/sub/mine.py:mine", *TINY) == 0
-    assert call(monkeypatch, "train", "-m", "algorithm=sub/mine.py:mine,heavy_ball", "seed=0,1", *TINY) == 0
+    sweep = ("-m", "algorithm=sub/mine.py:mine,heavy_ball", "seed=0,1")
+    assert call(monkeypatch, "train", *sweep, *TINY) == 0
     assert len(list(tmp_path.glob("runs/mine.py.mine-hbnet_small-digits/*/summary.json"))) == 4
     assert len(list(tmp_path.glob("runs/heavy_ball-hbnet_small-digits/*/summary.json"))) == 2
     configs = [file.read_text() for file in tmp_path.glob("runs/mine.py.mine-*/*/config.yaml")]
@@ -97,6 +100,7 @@ with open(Path(__file__).with_suffix(".log"), "a") as log:
 
 
 @pytest.mark.parametrize("arguments", [["seed=0"], ["-m", "seed=0,1"]], ids=" ".join)
+@pytest.mark.sampled(1)
 def test_the_users_file_runs_once_in_a_run_and_in_a_sweep(tmp_path, monkeypatch, arguments):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text(LOGGED)
@@ -164,6 +168,7 @@ def test_a_bare_assert_in_a_model_is_one_line(program, model, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize(("what", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), ("lr=1e30", 1)])
+@pytest.mark.sampled(1)
 def test_exit_statuses_of_runs_that_end_early(what, status, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     if isinstance(what, str):

@@ -286,6 +286,7 @@ def test_imagenets_images():
     ("usps", (1, 16, 16), [6562, 729, 2007], "3"),
     ("cifar10", (3, 32, 32), [45000, 5000, 10000], "cat"),
 ])  # fmt: skip
+@pytest.mark.sampled(1)
 def test_published_sets_as_they_are(name, shape, counts, third):
     data = load(name, os.environ["OPTNET_DATA"], verify=False)
     assert [len(data.train), len(data.validation), len(data.test)] == counts

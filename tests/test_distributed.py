@@ -14,6 +14,7 @@ from helpers import class_folder, metrics, only_run, some, weights
 
 import optnet
 from optnet import ConfigError
+from optnet.app import train as application
 from optnet.app.config import Train
 from optnet.app.train import requests
 from optnet.data import load
@@ -120,16 +121,22 @@ def test_alone_nothing_happens():
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
+def alone(folder, monkeypatch, *options):
+    """This process trains."""
+    folder.mkdir(parents=True, exist_ok=True)
+    monkeypatch.chdir(folder)
+    application.main(options)
+
+
 MORE = ["trainer.accumulate=3", "data.validation=0"]
 
 
 @pytest.mark.parametrize("more", some(["", *MORE], ""))
-def test_two_processes_train_and_score_as_one(tmp_path, more):
+def test_two_processes_train_and_score_as_one(tmp_path, monkeypatch, more):
     """1,294 training images in batches of 64, 143 for validation, 360 for the test: shares of unequal size."""
     options = ["data.validation=0.0995", *GROUPED, *more.split()]
-    started = [start(tmp_path / "one", ROOT / "train.py", *options), start(tmp_path / "two", *torchrun(), *options)]
-    for process in started:
-        finished(process)
+    finished(start(tmp_path / "two", *torchrun(), *options))
+    alone(tmp_path / "one", monkeypatch, *options)
     one, two = only_run(tmp_path / "one"), only_run(tmp_path / "two")
     a, b = (json.loads((folder / "summary.json").read_text()) for folder in (one, two))
     assert (a["processes"], b["processes"]) == (1, 2)
@@ -148,15 +155,16 @@ def test_two_processes_train_and_score_as_one(tmp_path, more):
     }
     assert len(list(two.glob("*tfevents*"))) == len(list(one.glob("*tfevents*")))
 
-    checkpoint = two / "checkpoints" / "best.pt"
-    split, count = (
-        ("test", 360) if "data.validation=0" in options else ("validation", 143)
-    )  # 143: no multiple of 2 or 3
+
+@pytest.mark.slow
+def test_three_processes_score_as_one(tmp_path, monkeypatch):
+    alone(tmp_path, monkeypatch, "data.validation=0.0995", *GROUPED)
+    checkpoint = only_run(tmp_path) / "checkpoints" / "best.pt"
     for place, launcher in (("e1", ()), ("e3", torchrun(3)[:-1])):
-        arguments = [f"checkpoint={checkpoint}", "device=cpu", f"split={split}", f"output={tmp_path / place}.json"]
+        arguments = [f"checkpoint={checkpoint}", "device=cpu", "split=validation", f"output={tmp_path / place}.json"]
         finished(start(tmp_path, *launcher, ROOT / "evaluate.py", *arguments))
     (one,), (three,) = (json.loads((tmp_path / f"{place}.json").read_text()) for place in ("e1", "e3"))
-    assert one["count"] == three["count"] == count
+    assert one["count"] == three["count"] == 143  # odd, and no multiple of 3
     assert one["correct"] == three["correct"] and one["top5"] == three["top5"]
     assert one["loss"] == pytest.approx(three["loss"], rel=1e-6)
     assert one["per_class"] == three["per_class"]

@@ -59,6 +59,7 @@ def gradient(trainer, images, labels, **options):
 
 
 @pytest.mark.parametrize("options", some(OPTIONS, *(OPTIONS[i] for i in QUICK)), ids=str)
+@pytest.mark.sampled(2)
 def test_every_option_trains_and_resumes_exactly(tmp_path, options):
     def made(place):
         model = Model(**TINY, kwargs={"drop_rate": 0.1})

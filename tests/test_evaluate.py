@@ -92,6 +92,7 @@ def test_a_class_without_an_image_is_null(tmp_path):
 @pytest.mark.parametrize(
     "kind", ["state.pth", "timm.pth.tar", "ema.pth.tar", "arguments.pth.tar", "weights.safetensors"]
 )
+@pytest.mark.sampled(2)
 def test_weights_of_timm_and_of_anybody(tmp_path, kind):
     torch.manual_seed(5)
     model = timm.create_model("resnet10t", num_classes=10, in_chans=1)
@@ -118,6 +119,7 @@ def test_weights_of_timm_and_of_anybody(tmp_path, kind):
 
 
 @pytest.mark.parametrize("average", ["none", "ema"])
+@pytest.mark.sampled(1)
 def test_a_checkpoint_scores_as_training_logged(tmp_path, average):
     made = config(tmp_path, epochs=2)
     made.trainer.average, made.trainer.average_decay, made.data.validation = average, 0.9, 0.2
@@ -196,6 +198,7 @@ def test_an_epoch_with_unreadable_batches_goes_on_exactly_and_one_without_an_ima
 
 @real
 @pytest.mark.parametrize("name", ["hbnet34", "resnet34", "resnet50.a1_in1k", "agdnet121"])
+@pytest.mark.sampled(2)
 def test_imagenets_preprocessing_is_timms_to_the_pixel(name):
     root = os.path.join(os.environ["OPTNET_DATA"], "imagenet-sample")
     asked = Evaluate(model=name, data=DataOptions(name="imagenet", root=root), batch_size=8, device="cpu")
@@ -212,6 +215,7 @@ def test_imagenets_preprocessing_is_timms_to_the_pixel(name):
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_384", "vit_tiny_patch16_224", "resnet10t"])
+@pytest.mark.sampled(1)
 def test_a_model_of_a_fixed_size_gets_images_from_files_in_that_size(name, tmp_path):
     class_folder(tmp_path / "test", count=2, size=40)
     (entry,) = entries(tmp_path, model=name, data=DataOptions(name="folder", root=str(tmp_path)), batch_size=2)

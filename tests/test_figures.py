@@ -78,6 +78,7 @@ NAMES = [
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.sampled(4)
 def test_class_names_are_drawn_as_text(name):
     logits, labels = torch.tensor([[4.0, 0.0], [0.0, 4.0]]), torch.tensor([0, 0])
     counts = torch.tensor([[3, 1], [0, 2]])

@@ -40,7 +40,7 @@ def program_of(role, name):
     return Algorithm(space["made"]), parts["operator"], parts["constant"]
 
 
-@pytest.mark.parametrize("role, name, learned", crossed(ROLES, NAMES, ["learnable", "fixed"]))
+@pytest.mark.parametrize("role, name, learned", crossed(ROLES, NAMES, ["learnable", "fixed"], strength=1))
 def test_any_identifier_may_name_anything(role, name, learned):
     method, operator, constant = program_of(role, name)
     shared = layer("tanh", 5)
@@ -66,6 +66,7 @@ def test_any_identifier_may_name_anything(role, name, learned):
 
 
 @pytest.mark.parametrize("role, name", crossed(ROLES, ["self", "λ", "inf", "forward", "T_1", "__T"]))
+@pytest.mark.sampled(2)
 def test_export_takes_any_identifier(role, name):
     method, operator, _ = program_of(role, name)
     given = layer("tanh", 5) if role != "untied operator" else lambda call: layer("tanh", 100 + call.index)

@@ -77,6 +77,7 @@ def test_lpom_takes_an_activation_behind_the_last_layer(act, loss):
 
 
 @pytest.mark.parametrize("act", [*MONOTONE, lambda t: torch.relu(t) + 0.2 * t])
+@pytest.mark.sampled(4)
 def test_lpoms_objective_is_convex_in_each_block(act):
     trainer = LPOM(net(act), LPOMOptions(loss="cross_entropy", mu=3.0))
     blocks = lifted(trainer, *problem())
@@ -129,6 +130,7 @@ def test_the_forward_pass_is_no_fixed_point_of_the_penalty_without_g():
 
 
 @pytest.mark.parametrize("act, loss, order", crossed(MONOTONE, SMOOTH, ["serial", "jacobi"]))
+@pytest.mark.sampled(5)
 def test_at_a_large_mu_lpoms_gradient_is_backpropagations(act, loss, order):
     model, (images, labels) = net(act), problem()
     y = F.one_hot(labels, 4).double()

@@ -57,6 +57,7 @@ def metrics(folder):
 @pytest.mark.parametrize(
     "setting", [*SETTINGS[:5], *(pytest.param(s, marks=pytest.mark.slow) for s in SETTINGS[5:])], ids=NAMES
 )
+@pytest.mark.sampled(2)
 def test_a_lifted_trainer_learns_and_leaves_the_same_folder(tmp_path, setting):
     _, _, hidden, _, epochs, top1 = setting
     go(prepare(config(tmp_path, setting)))
@@ -82,6 +83,7 @@ def test_a_lifted_trainer_learns_and_leaves_the_same_folder(tmp_path, setting):
 
 
 @pytest.mark.parametrize("setting", SETTINGS[:5:2], ids=NAMES[:5:2])
+@pytest.mark.sampled(1)
 def test_an_interrupted_run_goes_on_as_if_nothing_had_been(tmp_path, setting):
     options = {"epochs": 4}
     go(prepare(config(tmp_path / "whole", setting, **options)))
@@ -152,6 +154,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("request_", REFUSED)
+@pytest.mark.sampled(4)
 def test_bad_requests_on_the_command_line(request_, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert call(monkeypatch, "train", *request_.split()) == 2
@@ -161,14 +164,16 @@ def test_bad_requests_on_the_command_line(request_, tmp_path, monkeypatch, capsy
 
 
 @pytest.mark.parametrize("name", trainers.TRAINERS)
+@pytest.mark.sampled(3)
 def test_each_trainer_has_a_file_and_composes_to_its_defaults(name):
     assert {file.stem for file in CONF.glob("trainer/*.yaml")} == set(trainers.TRAINERS)
     compose.register("train", Train, [])
-    made = compose.compose("train", Train, [f"trainer={name}"])[0].trainer
+    made = compose.compose("train", Train, [f"trainer={name}"]).trainer
     assert made == trainers.TRAINERS[name].options() and made.name == name
 
 
 @pytest.mark.parametrize("name", trainers.TRAINERS)
+@pytest.mark.sampled(2)
 def test_the_command_line_trains_with_each(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     options = ["model=mlp", "model.hidden=[12,8]", "epochs=1", "device=cpu", f"trainer={name}"]

@@ -41,6 +41,7 @@ def test_checkpointing_trains_the_same_network(family):
 
 
 @pytest.mark.parametrize("family", LAYERED)
+@pytest.mark.sampled(3)
 def test_checkpointing_holds_less(family):
     options = {**SMALL, "blocks": (6, 6), **LAYERED[family]}
     x = random_images(16)
@@ -95,6 +96,7 @@ def test_movements_are_seen_through_checkpointing(family):
 
 
 @pytest.mark.parametrize("family", LAYERED)
+@pytest.mark.sampled(4)
 def test_a_fresh_network_takes_every_kind_of_tensor(family):
     """No first call is special: nothing on the meta device, fake or empty is refused, nor what torch.func wraps."""
     options = {**SMALL, **LAYERED[family]}

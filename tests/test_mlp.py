@@ -57,6 +57,7 @@ def test_own_activations_and_refusals():
 @pytest.mark.parametrize(
     "model", [Model("mlp", hidden=[20]), Model("vit_tiny_patch16_224", kwargs={"depth": 1, "patch_size": 4})]
 )
+@pytest.mark.sampled(1)
 def test_models_of_one_size_are_told_the_size(tmp_path, model):
     config = Train(runs=str(tmp_path), epochs=2, device="cpu", progress=False, lr=0.01, model=model)
     parts = prepare(config)

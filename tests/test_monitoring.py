@@ -347,6 +347,7 @@ def test_the_defaults_cost_less_than_three_per_cent_of_a_step(tmp_path):
 
 
 @pytest.mark.parametrize("name", some([*SMALL, "mlp"], "hbnet_small", "admmnet_small", "mlp"))
+@pytest.mark.sampled(1)
 def test_the_layout_names_tags_that_exist(tmp_path, name):
     """As TensorBoard matches them; and no stage's curves, or part's, are without a chart."""
     small = {"blocks": [2, 2], "widths": [4, 8]}

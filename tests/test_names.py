@@ -123,6 +123,7 @@ def test_operators_with_colliding_names_are_the_algorithm(names, tied, coefficie
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("name", NASTY)
+@pytest.mark.sampled(20)
 def test_an_operator_may_have_any_name(name, tied):
     made, factory = method([name]), untied(7)
     shared = layer("tanh", 700)

@@ -35,6 +35,7 @@ def label(key):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("key", "name"), crossed(KEYS, NAMES))
+@pytest.mark.sampled(8)
 def test_a_nasty_text_is_taken_or_refused_in_one_line(key, name):
     """In quotes and without them, in turn."""
     program, option, *first = key

@@ -131,6 +131,7 @@ REGISTERED = [name for name in optnet.list_models() if name.endswith("_small")]
 
 
 @pytest.mark.parametrize("name", some(REGISTERED, "hbnet_small", "agdnet_small", "admmnet_small"))
+@pytest.mark.sampled(1)
 def test_registered_models(name):
     model = settle(timm.create_model(name, num_classes=5))
     x = random_images(2, 3, 32)

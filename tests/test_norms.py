@@ -27,6 +27,7 @@ def build(family, norm, place=None, **options):
 
 
 @pytest.mark.parametrize("family, norm, place", PLACED)
+@pytest.mark.sampled(6)
 def test_every_family_with_every_norm(family, norm, place):
     model = build(family, norm, place).train()
     assert model(X).shape == (8, 10)
@@ -43,6 +44,7 @@ def test_every_family_with_every_norm(family, norm, place):
 
 
 @pytest.mark.parametrize("family, norm, place", PLACED)
+@pytest.mark.sampled(6)
 def test_no_coefficient_is_dead_with_any_norm(family, norm, place):
     model = build(family, norm, place).eval()
     with torch.no_grad():
@@ -55,6 +57,7 @@ def test_no_coefficient_is_dead_with_any_norm(family, norm, place):
 
 
 @pytest.mark.parametrize("family, norm, place", PLACED)
+@pytest.mark.sampled(6)
 def test_nothing_that_is_still_needed_is_overwritten(family, norm, place):
     model = build(family, norm, place).train()
     careful = copy.deepcopy(model)
@@ -104,6 +107,7 @@ def test_groups_have_16_channels_or_few_more(chs, groups):
 
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
 @pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.sampled(2)
 def test_pytorch_accepts_every_norm(norm):
     model = build("basic", norm, blocks=(1, 2)).eval()
     wanted = model(X)

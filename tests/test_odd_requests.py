@@ -58,6 +58,7 @@ def refused(monkeypatch, capsys, program, *arguments):
 
 
 @pytest.mark.parametrize("case", some(ODD, *ODD[::2]), ids=lambda case: " ".join(case)[:60].replace("\0", "0"))
+@pytest.mark.sampled(9)
 def test_one_line_and_nothing_is_made_or_changed(case, run_folder, tmp_path, monkeypatch, capsys):
     program, request = case
     monkeypatch.chdir(tmp_path)

@@ -65,6 +65,7 @@ def test_no_file_repeats_a_default(file):
 
 
 @pytest.mark.parametrize("request_", ["train", "evaluate", *(f"train trainer={name}" for name in TRAINERS)])
+@pytest.mark.sampled(3)
 def test_help_shows_every_key_and_every_group(request_, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "120")
     program, *arguments = request_.split()
@@ -72,7 +73,7 @@ def test_help_shows_every_key_and_every_group(request_, monkeypatch, capsys):
     out, err = capsys.readouterr()
     assert not err and out.count(f"python {program}.py ") >= 3
     schema = Train if program == "train" else Evaluate
-    config, groups = compose.compose(program, schema, arguments)
+    config, groups = compose.compose(program, schema, arguments), compose.options_of_groups()
     flat = " ".join(out.split())
     for option in describe(config):
         assert f"{option.name}={option.default}" in out

@@ -64,6 +64,7 @@ def test_the_record_of_a_run(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("content", ["", "{", '{"a": 1}'])
+@pytest.mark.sampled(1)
 def test_a_torn_record_does_not_touch_the_next_one(content, tmp_path):
     go(prepare(config(tmp_path, epochs=1, limit_batches=2)))
     folder = only_run(tmp_path)

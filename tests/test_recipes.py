@@ -26,7 +26,7 @@ SHAPES = {"cifar": (32, 10), "cifar10": (32, 10), "imagenet": (224, 1000), "mnis
 
 def composed(*overrides):
     command.register("train", Train, [])
-    return command.compose("train", Train, overrides)[0]
+    return command.compose("train", Train, overrides)
 
 
 def tiny(name, tmp_path):
@@ -56,6 +56,7 @@ QUICK = [*(name for name in EXPERIMENTS if name.endswith("_quick")), "cifar_agdn
 
 
 @pytest.mark.parametrize("name", some(EXPERIMENTS, *QUICK))
+@pytest.mark.sampled(3)
 def test_every_experiment_runs_a_step(name, tmp_path):
     recipe = composed(f"experiment={name}")
     augment = {"mnist": "shift", "imagenet": "zoom_flip"}.get(name.split("_")[0], "crop_flip")
@@ -74,6 +75,7 @@ def test_every_experiment_runs_a_step(name, tmp_path):
 
 @pytest.mark.parametrize("name", ["cifar_resnet_n9", "cifar_hbnet_n18", "cifar_densenet_L40", "cifar_dmrnet"])
 @pytest.mark.parametrize("data", ["cifar10", "cifar100"])
+@pytest.mark.sampled(3)
 def test_the_other_columns_of_the_table(name, data):
     config = composed(f"experiment={name}", f"data={data}", "data.augment=none")
     assert config.data.name == data and config.data.augment == "none" and config.epochs >= 300
@@ -95,6 +97,7 @@ def test_depths():
 
 
 @pytest.mark.parametrize("name", some(PRESETS, *(name for name in PRESETS if name != "overfit")))
+@pytest.mark.sampled(1)
 def test_debug_presets(name, tmp_path):
     config = composed(f"debug={name}", f"runs={tmp_path}/runs", "device=cpu", "progress=false")
     go(prepare(config))
@@ -115,6 +118,7 @@ def test_every_group_has_files():
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}={file.stem}")
+@pytest.mark.sampled(24)
 def test_every_file_of_every_group_composes(file):
     """Each of its values is the run's; those below ``hydra`` are the launcher's. What it is it says or is called."""
     group = file.parent.name

@@ -10,7 +10,7 @@ import time
 
 import pytest
 import torch
-from helpers import CLOCK, ROOT, class_folder, config, go, metrics, only_run, prepare, some, train, weights
+from helpers import CLOCK, ROOT, call, class_folder, config, go, metrics, only_run, prepare, some, train, weights
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from optnet import CheckpointError
@@ -149,6 +149,7 @@ def test_signals_save_and_exit(tmp_path, number, status):
 
 
 @pytest.mark.parametrize("damage", some(["truncated", "empty", "foreign", "missing"], "truncated", "missing"))
+@pytest.mark.sampled(1)
 def test_a_damaged_last_checkpoint_falls_back(tmp_path, capsys, damage):
     steady = ScheduleOptions(name="constant", warmup=0)  # in so far the same course, however many epochs are to come
     train(tmp_path / "whole", epochs=4, schedule=steady)
@@ -197,7 +198,7 @@ def test_a_loss_that_is_not_finite_names_its_step(tmp_path, capsys):
     assert all(value.isfinite().all() for value in state.values())
 
 
-def test_a_full_disk_loses_nothing_that_is_written(tmp_path):
+def test_a_full_disk_loses_nothing_that_is_written(tmp_path, monkeypatch, capsys):
     """A limit stands for the disk: no file may grow beyond it, and a checkpoint is the first that would."""
     model = Model("hbnet_small", blocks=[2, 2, 2], widths=[16, 32, 64])
     train(tmp_path, model=model, epochs=1, limit_batches=1)
@@ -205,11 +206,14 @@ def test_a_full_disk_loses_nothing_that_is_written(tmp_path):
     kept = [file for file in folder.rglob("*") if file.suffix in (".pt", ".json", ".yaml", ".jsonl")]
     before = {file: file.read_bytes() for file in kept}
     room = (folder / "checkpoints" / "last.pt").stat().st_size // 2
-
-    def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
-
-    out = finish(start(tmp_path, f"resume={folder}", "epochs=3", preexec_fn=limit), status=1)
+    capsys.readouterr()
+    whole = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, whole[1]))
+    try:
+        assert call(monkeypatch, "train", f"resume={folder}", "epochs=3") == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, whole)
+    out = "".join(capsys.readouterr())
     assert "cannot be written" in out and f"resume={folder}" in out and "Traceback" not in out
     assert all(file.read_bytes().startswith(content) for file, content in before.items() if file.name != "config.yaml")
     assert not list(folder.rglob("*.partial"))
@@ -218,6 +222,7 @@ def test_a_full_disk_loses_nothing_that_is_written(tmp_path):
 
 
 @pytest.mark.parametrize("unreadable", ["fail", "skip"])
+@pytest.mark.sampled(1)
 def test_images_that_cannot_be_read(tmp_path, unreadable, capsys):
     class_folder(tmp_path / "images", count=30)
     for name in ("3.jpg", "7.jpg"):

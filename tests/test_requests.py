@@ -105,6 +105,7 @@ def one_a_key(cases):
 
 
 @pytest.mark.parametrize(("program", "request_", "config", "key"), one_a_key(CASES))
+@pytest.mark.sampled(60)
 def test_wrong_values_of_every_key(program, request_, config, key, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("OPTNET_DATA", raising=False)

@@ -51,6 +51,7 @@ def check(name, number, seconds, place):
 
 
 @pytest.mark.parametrize(("name", "number"), [("train.py", signal.SIGINT), ("optnet list", signal.SIGTERM)])
+@pytest.mark.sampled(1)
 def test_a_signal_while_a_program_starts_is_one_line(name, number, tmp_path):
     check(name, number, random.Random(number).uniform(FIRST, 2), tmp_path)
 
@@ -101,6 +102,7 @@ def test_a_hangup_is_not_heeded_under_nohup():
 
 
 @pytest.mark.parametrize("called", [["-m", "optnet.training.run"], [str(ROOT / "optnet" / "app" / "train.py")]])
+@pytest.mark.sampled(1)
 def test_a_module_that_is_no_program_says_so(called, tmp_path):
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(

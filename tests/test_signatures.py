@@ -312,6 +312,7 @@ INFINITE = (
     (sums(2).replace('"iterations": 1', '"iterations": 1000000000000'), "1,000,000,000,000 iterations are too many"),
     (sums(2).replace('"iterations": 1', '"iterations": ' + "1" * 5000), "not the JSON of a program"),
 ], ids=["open", "nested", "lists", "tables", "300,000 sums", "infinite", "iterations", "5000 digits"])  # fmt: skip
+@pytest.mark.sampled(3)
 def test_programs_that_are_too_large_or_too_deep_are_refused(text, why):
     with pytest.raises(ProgramError, match=why) as error:
         Program.from_json(sums(text) if isinstance(text, int) else text)

@@ -33,6 +33,7 @@ def folder(root, count=12):
 @pytest.mark.parametrize("least", [1, 2])
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("readable", [3, 2, 1])
+@pytest.mark.sampled(4)
 def test_a_share_without_an_image_takes_those_of_the_others(tmp_path, least, workers, readable):
     """Every process has a batch of ``least`` images in every step, with no word between them."""
     data = folder(tmp_path)

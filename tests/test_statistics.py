@@ -1,19 +1,19 @@
 """Norms with running statistics: each says so itself, and all that has to do with them asks it."""
 
 import copy
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
+import torch.distributed as dist
 from timm.layers import BatchNormAct2d, EvoNorm2dB0, freeze_batch_norm_2d
 from torch import nn
+from torch.multiprocessing import start_processes
 from torch.optim.swa_utils import update_bn
 
 import optnet
 from optnet.networks.layers.norms import NORMS, BatchNorm2d, MeanOnlyBatchNorm2d
 from optnet.networks.statistics import keepers, recompute, running_statistics, synchronise, synchronised
+from optnet.training import distributed
 from optnet.training.averaging import average
 
 
@@ -177,39 +177,29 @@ def test_which_norms_are_synchronised():
     assert all(torch.equal(model.state_dict()[name], value) for name, value in state.items())
 
 
-TOGETHER = """
-import torch, torch.distributed as dist
-from optnet.networks.layers.norms import MeanOnlyBatchNorm2d
-from optnet.training import distributed
-from test_statistics import Median
-dist.init_process_group("gloo")
-rank = dist.get_rank()
-generator = torch.Generator().manual_seed(0)
-images, weights = torch.randn(7, 4, 3, 3, generator=generator), torch.randn(7, 4, 3, 3, generator=generator)
-alone, together = MeanOnlyBatchNorm2d(4), MeanOnlyBatchNorm2d(4).synchronised()
-whole, mine = images.clone().requires_grad_(), images[rank::2].clone().requires_grad_()
-out, part = alone(whole), together(mine)
-torch.testing.assert_close(part, out[rank::2])
-(out * weights).sum().backward()
-(part * weights[rank::2]).sum().backward()
-torch.testing.assert_close(mine.grad, whole.grad[rank::2])
-torch.testing.assert_close(together.running_mean, alone.running_mean)
-for how, expected in {"reduce": 0.5, "synchronise": 0.5, "broadcast": 0.0, "none": float(rank)}.items():
-    norms = torch.nn.Sequential(Median(3), MeanOnlyBatchNorm2d(3), torch.nn.BatchNorm2d(3))
-    for buffer in norms.buffers():
-        buffer.fill_(rank)
-    distributed.share_buffers(norms, how)
-    for name, buffer in norms.named_buffers():
-        if "running" in name:
-            assert torch.equal(buffer, torch.full((3,), expected)), (how, name)
-print("as one")
-dist.destroy_process_group()
-"""
+def together(rank, place):
+    """What one of two processes does."""
+    dist.init_process_group("gloo", init_method=f"file://{place}", rank=rank, world_size=2)
+    generator = torch.Generator().manual_seed(0)
+    images, weights = torch.randn(7, 4, 3, 3, generator=generator), torch.randn(7, 4, 3, 3, generator=generator)
+    alone, together = MeanOnlyBatchNorm2d(4), MeanOnlyBatchNorm2d(4).synchronised()
+    whole, mine = images.clone().requires_grad_(), images[rank::2].clone().requires_grad_()
+    out, part = alone(whole), together(mine)
+    torch.testing.assert_close(part, out[rank::2])
+    (out * weights).sum().backward()
+    (part * weights[rank::2]).sum().backward()
+    torch.testing.assert_close(mine.grad, whole.grad[rank::2])
+    torch.testing.assert_close(together.running_mean, alone.running_mean)
+    for how, expected in {"reduce": 0.5, "synchronise": 0.5, "broadcast": 0.0, "none": float(rank)}.items():
+        norms = nn.Sequential(Median(3), MeanOnlyBatchNorm2d(3), nn.BatchNorm2d(3))
+        for buffer in norms.buffers():
+            buffer.fill_(rank)
+        distributed.share_buffers(norms, how)
+        for name, buffer in norms.named_buffers():
+            if "running" in name:
+                assert torch.equal(buffer, torch.full((3,), expected)), (how, name)
+    dist.destroy_process_group()
 
 
 def test_two_processes(tmp_path):
-    (tmp_path / "together.py").write_text(TOGETHER)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "together.py"]
-    path = os.pathsep.join([os.path.dirname(__file__), os.path.dirname(os.path.dirname(__file__))])
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
-    assert done.returncode == 0 and done.stdout.count("as one") == 2, done.stderr[-2000:]
+    start_processes(together, (tmp_path / "store",), nprocs=2, start_method="fork")

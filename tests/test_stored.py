@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from helpers import ROOT, class_folder, config, go, metrics, only_run, prepare, train
+from helpers import ROOT, class_folder, config, crossed, go, metrics, only_run, prepare, train
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from optnet import CheckpointError
@@ -24,6 +24,7 @@ from optnet.data import DataOptions
 from optnet.errors import RequestError
 from optnet.training import checkpoint, weights
 from optnet.training.course import Course
+from optnet.training.folder import Lock
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +76,7 @@ def zeroed(content, drawn):
 
 
 @pytest.mark.parametrize("damage", [flipped, zeroed])
+@pytest.mark.sampled(1)
 def test_no_changed_bit_is_accepted(folder, damage):
     """Wherever it is in the file: it is refused, or it is in padding and nothing that is read has changed."""
     last = folder / "checkpoints" / "last.pt"
@@ -169,6 +171,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("path", "value"), WRONG, ids=lambda value: str(value)[:40])
+@pytest.mark.sampled(48)
 def test_an_entry_that_is_not_what_it_must_be(folder, path, value):
     file = folder / "checkpoints" / "last.pt"
     content = torch.load(file, weights_only=True)
@@ -194,14 +197,15 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_a_tensor_that_is_not_what_it_must_be(folder, form):
-    """Weights, averaged weights, momentum, random states: one of each kind is changed."""
+@pytest.mark.parametrize("form, part", crossed(FORMS, range(4)))
+@pytest.mark.sampled(2)
+def test_a_tensor_that_is_not_what_it_must_be(folder, form, part):
+    """Weights, averaged weights, momentum, random states: one of each kind is changed, in four parts."""
     file = folder / "checkpoints" / "last.pt"
     whole = torch.load(file, weights_only=True)
     chosen = {(*path[:2], str(path[-1]).rpartition(".")[2]): path for path in tensors(whole)}.values()
     assert len(chosen) > 10 and any("momentum_buffer" in path for path in chosen)
-    for *above, key in chosen:
+    for *above, key in list(chosen)[part::4]:
         content = copy.deepcopy(whole)
         table = content
         for name in above:
@@ -240,6 +244,7 @@ def test_a_run_its_configuration_and_its_checkpoints_have_one_identity(folder, t
 @pytest.mark.parametrize(
     "options", [{"seed": 1}, {"model": Model(blocks=[1, 2], widths=[8, 8])}], ids=["seed", "width"]
 )
+@pytest.mark.sampled(2)
 def test_a_checkpoint_of_another_run_is_refused(folder, tmp_path, options, name):
     train(tmp_path / "other", epochs=1, limit_batches=5, **options)
     (other,) = (tmp_path / "other" / "runs").glob(f"*/*/checkpoints/{name}.pt")
@@ -308,6 +313,7 @@ LINES = {
 
 
 @pytest.mark.parametrize("damage", [*LINES, "missing", "a folder"])
+@pytest.mark.sampled(3)
 def test_metrics_are_written_again(folder, damage):
     file = folder / "metrics.jsonl"
     content = file.read_bytes()
@@ -335,15 +341,15 @@ EVENTS = {
 
 
 @pytest.mark.parametrize("damage", [*EVENTS, "missing"])
+@pytest.mark.sampled(2)
 def test_points_are_written_again(folder, damage, capsys):
     before = points(folder)
-    files = sorted(folder.glob("events*"), key=lambda file: -file.stat().st_size)
     if damage == "missing":
-        for file in files:
+        for file in folder.glob("events*"):
             file.unlink()
     else:
-        size = checkpoint.load(folder / "checkpoints" / "last.pt").events[files[0].name]
-        files[0].write_bytes(EVENTS[damage](files[0].read_bytes()[:size]))
+        ((name, size),) = checkpoint.load(folder / "checkpoints" / "last.pt").events.items()
+        (folder / name).write_bytes(EVENTS[damage]((folder / name).read_bytes()[:size]))
     go(resume(folder, epochs=3))
     after = points(folder)
     for tag in ("train/loss", "train/top1", "validation/loss", "validation/top5", "optim/lr", "time/train_seconds"):
@@ -366,6 +372,24 @@ def holding(folder, *arguments):
     return process
 
 
+def test_a_folder_in_use_is_refused(folder):
+    """Another process has the lock: a fork, which does nothing else. A POSIX lock is one process's."""
+    ready, done = os.pipe(), os.pipe()
+    other = os.fork()
+    if not other:
+        Lock(folder)
+        os.write(ready[1], b"x")
+        os.read(done[0], 1)
+        os._exit(0)
+    os.read(ready[0], 1)
+    refused(folder, f"is in use by process {other} on ")
+    os.write(done[1], b"x")
+    os.waitpid(other, 0)
+    go(resume(folder, epochs=3))
+    assert [line["epoch"] for line in metrics(folder)] == [1, 2, 3]
+
+
+@pytest.mark.slow
 def test_one_process_at_a_time_has_a_folder(folder):
     first = holding(folder, "epochs=100000")
     try:
@@ -392,6 +416,7 @@ def test_who_read_the_run_before_another_went_on_is_refused(folder):
 
 
 @pytest.mark.parametrize("what", ["link", "hard link", "pipe", "empty", "foreign"])
+@pytest.mark.sampled(2)
 def test_a_lock_that_is_left_or_foreign_is_no_lock(folder, tmp_path, what):
     other = tmp_path / "other"
     other.write_text("mine")
@@ -415,6 +440,7 @@ LINKED = (
 
 
 @pytest.mark.parametrize("kind", ["link", "hard link", "dangling link"])
+@pytest.mark.sampled(1)
 def test_no_link_is_followed_for_writing(folder, tmp_path, kind):
     """With links in the place of all its files a run goes on, and is evaluated, and changes nobody else's file."""
     files = [folder / name for name in LINKED if name != "events"] + list(folder.glob("events*"))

@@ -72,6 +72,7 @@ def log_sum_exp(mu):
 
 @pytest.mark.parametrize("mu", [0.01, 0.1])
 @pytest.mark.parametrize("name", [n for n in PROVED if find_algorithm(n).theorem.functions != "quadratic"])
+@pytest.mark.sampled(8)
 def test_theorem_on_log_sum_exp(name, mu):
     check(find_algorithm(name), mu, *log_sum_exp(mu))
 

@@ -63,6 +63,7 @@ def run(request, pictures, tmp_path_factory):
 
 
 @pytest.mark.parametrize("given", ["folder", "file", "text"])
+@pytest.mark.sampled(3)
 def test_its_logits_are_those_that_are_scored(run, given, pictures):
     best = run / "checkpoints" / "best.pt"
     model = optnet.load({"folder": run, "file": best, "text": str(best)}[given])

@@ -60,6 +60,7 @@ def test_a_run_owns_one_folder(tmp_path):
 
 
 @pytest.mark.parametrize("algorithm", some(FAMILIES, "heavy_ball", "nesterov_dense", "admm"))
+@pytest.mark.sampled(2)
 def test_every_family_trains_and_evaluates(tmp_path, algorithm):
     train(tmp_path, epochs=2, algorithm={"name": algorithm})
     folder = only_run(tmp_path)
@@ -161,6 +162,7 @@ def interrupted(place, images, calls, number=signal.SIGTERM, **options):
 
 
 @pytest.mark.parametrize(("images", "lines"), [(144, 1), (144, 2), (360, 2)], ids=["validation", "last", "test"])
+@pytest.mark.sampled(1)
 def test_a_signal_while_scoring_stops_the_run(tmp_path, images, lines):
     """The 144 images for validation, and the 360 for the test, are one batch each."""
     options = {"epochs": 2, "limit_batches": 10, "batch_size": 90}
@@ -209,6 +211,7 @@ def test_random_numbers_of_accelerators_are_left_alone(monkeypatch):
 
 
 @pytest.mark.parametrize("text", ["a: [", "a: [1", "- 1", "{", "\tlr: 3", "lr: [1]"])
+@pytest.mark.sampled(2)
 def test_a_damaged_configuration_is_one_line(tmp_path, text):
     train(tmp_path, epochs=1)
     folder = only_run(tmp_path)
@@ -290,6 +293,7 @@ def test_bad_checkpoints(tmp_path, monkeypatch):
     "name, programs",
     crossed(["hbnet_small", "resnet18", "mlp", "hf-hub:somebody/model", "local-dir:/tmp", 3], [True, False]),
 )
+@pytest.mark.sampled(3)
 def test_a_crafted_checkpoint_runs_nothing(tmp_path, monkeypatch, name, programs):
     """Weights-only loading lets strings through: none of them may name code to run or a place to fetch from."""
     monkeypatch.chdir(tmp_path)
@@ -390,6 +394,6 @@ def test_an_existing_file_is_not_overwritten(tmp_path, monkeypatch):
 def test_the_settings_in_python_are_those_of_the_command_line(monkeypatch):
     monkeypatch.setattr("sys.argv", ["train.py"])
     register("train", Train, [])
-    composed, _ = compose("train", Train, [])
+    composed = compose("train", Train, [])
     assert composed == Train()
-    assert compose("train", Train, ["data=svhn"])[0].data.augment == "none"
+    assert compose("train", Train, ["data=svhn"]).data.augment == "none"

@@ -44,6 +44,7 @@ def same(one, other, names=None):
 
 
 @pytest.mark.parametrize("given", ["folder", "best.pt", "weights alone"])
+@pytest.mark.sampled(1)
 def test_a_run_starts_from_a_run(before, tmp_path, given):
     file = before / "checkpoints" / "best.pt"
     if given == "weights alone":
@@ -97,6 +98,7 @@ TRAINED = [
 
 
 @pytest.mark.parametrize("pattern", FROZEN)
+@pytest.mark.sampled(2)
 def test_what_is_frozen_does_not_change(before, tmp_path, pattern, request):
     """Not by weight decay, momentum, averaging or recalibration; everything else does."""
     optim, average, more = TRAINED[list(FROZEN).index(pattern) % len(TRAINED)]
@@ -242,6 +244,7 @@ def test_what_is_missing_and_what_is_not_used_is_said(one, two, said):
         ("resnet34", "hbnet18", "no counterpart"),
     ],
 )
+@pytest.mark.sampled(1)
 def test_what_does_not_fit_is_refused_and_changes_nothing(one, two, said):
     model = timm.create_model(two)
     kept = copy.deepcopy(model.state_dict())
@@ -291,6 +294,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("given", "said"), WRONG)
+@pytest.mark.sampled(5)
 def test_a_wrong_request_is_one_line(given, said, monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(ROOT)
     assert call(monkeypatch, "train", *given.split(), f"runs={tmp_path / 'runs'}", "device=cpu") == 2

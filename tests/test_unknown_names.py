@@ -81,6 +81,7 @@ QUICK = CASES[::3]
 
 
 @pytest.mark.parametrize("case", some(CASES, *QUICK))
+@pytest.mark.sampled(7)
 def test_the_nearest_right_name_is_in_the_line_before_any_list(case, tmp_path, monkeypatch, capsys):
     program, request, said = case
     monkeypatch.chdir(tmp_path)

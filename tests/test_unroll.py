@@ -205,6 +205,7 @@ OTHERS = [method for method in METHODS if method.name not in SHAPES]
     *crossed([method for method in METHODS if method.name in SHAPES], [False, True]),
     *(pytest.param(m, wide, marks=pytest.mark.slow, id=f"{m.name}-{wide}") for m in OTHERS for wide in (False, True)),
 ])  # fmt: skip
+@pytest.mark.sampled(3)
 def test_pytorch_accepts_it(method, per_channel):
     operators = {name: layer("tanh", dtype=torch.float32) for name in required(method)}
     network = unroll(method, steps=3, operators=operators, per_channel=per_channel, channels=FEATURES)

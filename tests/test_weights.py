@@ -196,6 +196,7 @@ LAYOUTS = [
 
 
 @pytest.mark.parametrize(("layout", "name"), crossed(LAYOUTS, MODELS))
+@pytest.mark.sampled(8)
 def test_every_layout_is_read(layout, name, tmp_path):
     model, file = made(name, 1), tmp_path / "weights.file"  # no file's name says what it is
     layout(model, file)

@@ -32,6 +32,7 @@ def difference(got, wanted):
 
 
 @pytest.mark.parametrize("name, coefficients", crossed(ANCESTORS, ["learnable", "fixed"]))
+@pytest.mark.sampled(3)
 def test_ancestors_are_reproduced(name, coefficients):
     torch.manual_seed(0)
     theirs = settle(ANCESTORS[name]())
@@ -47,6 +48,7 @@ def test_ancestors_are_reproduced(name, coefficients):
 
 
 @pytest.mark.parametrize("name", some(ANCESTORS, "resnet18", "resnetv2_50", "densenet121"))
+@pytest.mark.sampled(1)
 def test_ancestors_are_reproduced_after_a_step(name):
     torch.manual_seed(0)
     theirs = settle(ANCESTORS[name]()).double()
@@ -68,6 +70,7 @@ ROUND = ["resnet18", "resnet50", "resnetv2_18", "resnetv2_50", "densenet121", "d
 
 
 @pytest.mark.parametrize("name", some(ROUND, "resnet18", "resnetv2_18", "densenet121"))
+@pytest.mark.sampled(1)
 def test_round_trip(name):
     theirs = settle(timm.create_model(name, num_classes=7))
     ours = convert.from_timm(theirs)
@@ -111,6 +114,7 @@ def test_conversion_refuses_what_it_cannot_represent(name):
 
 
 @pytest.mark.parametrize("options", [{"nonsense": 1}, {"num_classes": 3}, {"in_chans": 1}, {"layer": "bottleneck"}])
+@pytest.mark.sampled(2)
 def test_conversion_refuses_options_that_the_weights_do_not_fit(options):
     with pytest.raises(ModelError) as error:
         convert.from_timm(timm.create_model("resnet18", num_classes=7), **options)
@@ -160,6 +164,7 @@ def test_to_timm_sees_coefficients_whose_mean_alone_is_the_ancestors():
     "name, option",
     crossed(["hbnet18", "agdnet121"], [{"act_layer": "silu"}, {"global_pool": "max"}, {"drop_rate": 0.3}]),
 )
+@pytest.mark.sampled(1)
 def test_options_go_to_timm_with_the_network(name, option):
     ours = settle(timm.create_model(name, num_classes=5, **option))
     theirs = convert.to_timm(ours)

@@ -80,8 +80,7 @@ def run(name: str, schema: Schema, prepare: Prepare, job: sweep.Job) -> None:
         if asked.multirun and launched():
             raise ConfigError("-m does not go under torchrun; instead: python train.py -m distributed.processes=N ...")
         if asked.help:
-            config, groups = compose(name, schema, asked.overrides)
-            print(guide(name, config, groups))
+            print(guide(name, compose(name, schema, asked.overrides), options_of_groups()))
             return
         if asked.shell_completion:
             completion.check(asked.overrides)
@@ -90,7 +89,7 @@ def run(name: str, schema: Schema, prepare: Prepare, job: sweep.Job) -> None:
         if not (asked.hydra_help or asked.shell_completion):
             place = _place(asked)
             composed = [
-                (compose(asked.config_name or name, schema, overrides, *place)[0], overrides)
+                (compose(asked.config_name or name, schema, overrides, *place), overrides)
                 for overrides in _jobs(asked.overrides, asked.multirun)
             ]
             if asked.multirun and _is_search(asked.overrides):
@@ -279,8 +278,8 @@ def _place(asked: Any) -> tuple[Path, list[str]]:
 
 def compose(
     name: str, schema: Schema, overrides: Sequence[str], place: Path | None = None, besides: Sequence[str] = ()
-) -> tuple[Any, dict[str, list[str]]]:
-    """The configuration of these overrides, checked, and the options of every group.
+) -> Any:
+    """The configuration of these overrides, checked.
 
     Args:
         place: the folder of the configuration ``name``; by default conf/.
@@ -296,15 +295,20 @@ def compose(
         GlobalHydra.instance().clear()
         with hydra.initialize_config_dir(str(place or conf()), version_base=None):
             more = [f"hydra.searchpath=[{','.join(map(repr, besides))}]"] if besides else []
-            config = hydra.compose(name, [*overrides, *more])
-            loader = GlobalHydra.instance().config_loader()
-            groups = [group for group in loader.list_groups("") if group not in ("hydra", "schema")]
-            options = {group: sorted(loader.get_group_options(group)) for group in groups}
-        return typed(schema, config), options
+            return typed(schema, hydra.compose(name, [*overrides, *more]))
     except (HydraException, OmegaConfBaseException, ValueError, TypeError, AssertionError, OSError) as error:
         if isinstance(error, RequestError):
             raise
         raise refused(error, _defaults(schema), overrides, _groups(schema)) from None
+
+
+def options_of_groups() -> dict[str, list[str]]:
+    """The options of every group, those of the user's conf/ among them."""
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(conf()), version_base=None):
+        loader = GlobalHydra.instance().config_loader()
+        groups = [group for group in loader.list_groups("") if group not in ("hydra", "schema")]
+        return {group: sorted(loader.get_group_options(group)) for group in groups}
 
 
 def _defaults(schema: Schema) -> Any:
