@@ -24,6 +24,11 @@ class _Terms:
         self.residual = {call.value for call in program.applies if readings.get(call.operator) == "residual"}
         values = [*program.starts, *(one.value for one in program.instructions)]
         self.order = {value: i for i, value in enumerate(values)}
+        self.iterates = set(program.iterates)
+        sums = {row.value: row.terms for row in program.combines}
+        for call in program.applies:  # P of a sum of iterates is one, also where sums alone read it
+            if call.operator != program.main and self.iterates.intersection(sums.get(call.argument, ())):
+                self.iterates.add(call.value)
 
     def kept(self, row: Combine) -> Array:
         """Whether the weight is in the sum that a rule keeps; a residual call F is 0 at a fixed point."""
@@ -31,7 +36,7 @@ class _Terms:
 
     def memory(self, row: Combine) -> Array:
         """Whether the term is an iterate."""
-        return np.array([term in self.program.iterates for term in row.terms]) & self.kept(row)
+        return np.array([term in self.iterates for term in row.terms]) & self.kept(row)
 
     def newest_first(self, row: Combine) -> Array:
         """The places of the iterates, the one that was computed last first."""
@@ -69,8 +74,8 @@ def stable(program: Program) -> Iterator[Plan]:
 
     With one sequence of iterates, x_{k+1} = c_1 x_k + c_2 x_{k-1} + ..., sufficient for that is: residual reading,
     sum c = 1: sum_i |c_{i+1} + c_{i+2} + ...| <= 1 (exact for two iterates: the zero-stability of LM-ResNet, Lu et al.
-    2018). Map reading: sum |c| <= 1. With several sequences: no weight of an iterate is negative (``simplex``); a sum
-    that has a negative one keeps the weights of its iterates.
+    2018). Map reading: sum |c| <= 1. With several sequences: no weight of an iterate is negative (``simplex``), or if
+    some are from the start, all iterates keep their weights.
 
     Raises:
         ModelError: the program's weights are outside of this.
@@ -78,14 +83,14 @@ def stable(program: Program) -> Iterator[Plan]:
     residual = "residual" in program.readings.values()
     terms = _Terms(program)
     alone = terms.one_sequence()
+    negative = any(weight < 0 for row in program.combines for weight in np.array(row.weights)[terms.memory(row)])
     for row in program.combines:
         kept, memory, weights = terms.kept(row), terms.memory(row), np.array(row.weights)
         if residual and not alone:
-            negative = bool((weights[memory] < 0).any())
             yield Plan((row,), _free(~kept)) if negative else _average(terms, row, "stable")
             continue
         centre = weights.copy()
-        if residual:
+        if residual and (memory == kept).all():
             order = terms.newest_first(row)
             total = weights[memory].sum()
             centre[memory] = 0.0
@@ -109,8 +114,8 @@ def stable(program: Program) -> Iterator[Plan]:
 def doubly_stochastic(program: Program) -> Iterator[Plan]:
     """The weights that n sums give to n iterates are a doubly stochastic matrix: the constraint of hyper-connections.
 
-    n sums that later sums read belong together if they read the same n iterates. All others are ``simplex``. There are
-    no negative weights, so there is no momentum: a heavy ball's row, 1 + beta and -beta, is not allowed.
+    n sums that a later sum or a P reads belong together if they read the same n iterates. All others are ``simplex``.
+    There are no negative weights, so there is no momentum: a heavy ball's row, 1 + beta and -beta, is not allowed.
 
     Raises:
         ModelError: the program's weights are none.
@@ -124,7 +129,8 @@ def doubly_stochastic(program: Program) -> Iterator[Plan]:
         rows = list(group)
         carried = [
             row for row in rows
-            if row.value in program.results or any(isinstance(reader, Combine) for reader in readers[row.value])
+            if row.value in program.results
+            or any(isinstance(reader, Combine) or reader.operator != program.main for reader in readers[row.value])
         ]  # fmt: skip
         if len(carried) == len(read) > 1:
             yield _matrix(program, tuple(carried), read)

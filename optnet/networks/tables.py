@@ -2,11 +2,12 @@
 
 A block holds the weights w of one sum, or of several that belong together, in the form
 
-    w = c + (v - c) / max(1, g(v)),  v = w_0 + B u
+    w = c + s (v - c),  v = w_0 + B u
 
 with the weights w_0 of the program, a learned vector u that starts at 0, a basis B of the directions in which the
-weights may move, a centre c, and a gauge g, which is at most 1 where the weights are allowed. So every block starts at
-the program's own weights, and what lies outside is drawn towards the centre.
+weights may move, and a centre c. Where v is allowed, s is 1. So every block starts at the program's own weights.
+Elsewhere, v is reflected at the border, on the line through the centre, as often as it takes. So it still has a
+gradient; with a projection onto the border it would have none, and u could not come back.
 """
 
 from collections.abc import Iterable, Sequence
@@ -47,8 +48,8 @@ class Plan:
         rows: the sums, in the order in which their weights follow each other.
         basis: B, (weights, directions).
         centre: c, by default the program's weights.
-        nonnegative: for each weight, whether g keeps it at or above 0.
-        sums: the rows of a matrix E; g keeps sum |E v| at most 1.
+        nonnegative: for each weight, whether it must be at least 0.
+        sums: the rows of a matrix E; sum |E w| must be at most 1.
     """
 
     rows: tuple[Combine, ...]
@@ -80,6 +81,7 @@ class Block(nn.Module):
     basis: Tensor
     towards: Tensor
     sums: Tensor
+    within: Tensor
 
     def __init__(self, plan: Plan, channels: int) -> None:
         super().__init__()
@@ -95,6 +97,9 @@ class Block(nn.Module):
         constant("towards", np.where(nonnegative, 1 / np.where(centre > 0, centre, 1.0), 0.0)[:, None])
         sums = np.zeros((0, len(plan.start))) if plan.sums is None else plan.sums
         constant("sums", sums[:, :, None])
+        bounded = nonnegative | (sums != 0).any(0)
+        moved_with = np.abs(plan.basis) @ (np.abs(plan.basis).T @ bounded) > 0  # the others are free
+        constant("within", (bounded | moved_with).astype(float)[:, None])
         self.bounded = bool(nonnegative.any())
         self.summed = len(sums) > 0
         self.sizes = [len(row.terms) for row in plan.rows]
@@ -104,16 +109,25 @@ class Block(nn.Module):
     def forward(self) -> list[Tensor]:
         u = self.weights.reshape(1, self.directions, -1)
         w = self.start + (self.basis * u).sum(1)
-        if self.bounded:  # the largest (c - v) / c
-            gauge = ((self.centre - w) * self.towards).amax(0, keepdim=True)
-            w = self.centre + (w - self.centre) / gauge.clamp(min=1.0)
+        if self.bounded:
+            share = (self.centre - w) * self.towards  # (c - v) / c
+            w = self._reflected(w, share.amax(0, keepdim=True), -share.amin(0, keepdim=True))
         if self.summed:
             gauge = (self.sums * w.unsqueeze(0)).sum(1).abs().sum(0, keepdim=True)
-            w = self.centre + (w - self.centre) / gauge.clamp(min=1.0)
+            w = self._reflected(w, gauge, gauge)
         parts: list[Tensor] = []
         for part in w.split(self.sizes):
             parts.append(part.flatten())
         return parts
+
+    def _reflected(self, v: Tensor, gauge: Tensor, opposite: Tensor) -> Tensor:
+        """The border is at v / gauge, seen from the centre, and at -v / opposite on the other side."""
+        ahead, behind = 1 / gauge.clamp(min=0.5), 1 / opposite.clamp(min=1e-4)
+        whole = ahead + behind
+        place = 1 + behind  # of v, from the border behind
+        place = place - 2 * whole * (place / (2 * whole)).floor()
+        s = torch.where(gauge <= 1, torch.ones_like(gauge), whole - (place - whole).abs() - behind)
+        return self.centre + (v - self.centre) * (1 + self.within * (s - 1))
 
     @torch.jit.ignore
     def constants(self) -> dict[str, Tensor]:
