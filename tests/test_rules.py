@@ -15,7 +15,7 @@ from optnet.app.compose import compose, register
 from optnet.app.config import Train
 from optnet.app.train import prepare
 from optnet.data import load
-from optnet.networks.rules import CONSTANTS, NAMES, RULES, table
+from optnet.networks.rules import CONSTANTS, DYNAMIC, NAMES, RULES, table
 from optnet.networks.unrolled import coefficient_names, unrolled_in
 
 FAMILIES = {
@@ -60,7 +60,7 @@ def iterates(program, row):
 
 def check(rule, model, tolerance=1e-6):
     """The promise of each rule, read from the weights alone."""
-    if rule in CONSTANTS:
+    if rule in (*CONSTANTS, DYNAMIC):
         return
     several = 0
     for program, row, now in weights(model):
@@ -124,7 +124,9 @@ def test_far_outside_the_rule_still_holds(rule):
         check(rule, model, 1e-4 * max(1, scale / 10))
 
 
-@pytest.mark.parametrize("rule, per_channel", crossed(sorted(NAMES), [False, True]))
+@pytest.mark.parametrize(
+    "rule, per_channel", crossed(sorted(NAMES), [False, True], without=lambda *case: case == (DYNAMIC, True))
+)
 @pytest.mark.sampled(3)
 def test_pytorchs_tools_accept_it(rule, per_channel, tmp_path):
     model = build("HB-Net", rule, per_channel=per_channel).eval()
@@ -143,8 +145,9 @@ def test_pytorchs_tools_accept_it(rule, per_channel, tmp_path):
         torch.testing.assert_close(copy.deepcopy(model).double()(x.double()), expected.double(), atol=1e-5, rtol=1e-5)
 
 
-def test_one_pass_of_training_through_activation_checkpointing():
-    plain, kept = build("HB-Net", "stable"), build("HB-Net", "stable", memory="checkpoint")
+@pytest.mark.parametrize("rule", ["stable", DYNAMIC])
+def test_one_pass_of_training_through_activation_checkpointing(rule):
+    plain, kept = build("HB-Net", rule), build("HB-Net", rule, memory="checkpoint")
     x = torch.randn(4, 1, 8, 8)
     for model in (plain, kept):
         model(x).square().mean().backward()

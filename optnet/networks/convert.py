@@ -17,7 +17,7 @@ from optnet.errors import ModelError, reason
 from optnet.networks.ancestors import Ancestor, ancestor_of, norm_pairs, parameter_pairs
 from optnet.networks.layers import FAMILIES, Family
 from optnet.networks.network import Network
-from optnet.networks.unrolled import coefficient_names, coefficients
+from optnet.networks.unrolled import coefficient_names, coefficients, unrolled_in
 
 DENSE_LAYERS = (DenseLayer, _DenseLayer)
 """The layers of timm's and torchvision's DenseNet; each has a ``drop_rate``."""
@@ -191,6 +191,8 @@ def to_timm(network: Network) -> nn.Module:
     """
     if not isinstance(network, Network):
         raise ModelError(f"to_timm converts an optnet.Network, not {type(network).__name__}")
+    if any(module.per_sample for module in unrolled_in(network).values()):
+        raise ModelError("coefficients=dynamic: the weights differ from image to image, which no timm model has")
     target = _timm_model(network)
     for entry in coefficients(network):
         wanted = _ancestral(network, entry.stage, entry.step, entry.term)

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 
 from optnet.errors import OperatorError
 from optnet.language.program import Apply, Combine, Program, unique
+from optnet.networks.dynamic import Dynamic
 from optnet.networks.tables import Table
 
 
@@ -79,9 +80,11 @@ class Emitter:
         device: torch.device | str | None,
         dtype: torch.dtype | None,
         table: Table | None = None,
+        dynamic: Mapping[str, tuple[str, Dynamic]] | None = None,
     ) -> None:
         self.program = program
         self.table = table
+        self.dynamic = dynamic or {}
         self.operators = operators
         self.shortcuts = {start: module for start, module in shortcuts.items() if module is not None}
         self.learnable = channels is not None
@@ -99,7 +102,7 @@ class Emitter:
         }
         self.layers: dict[str, str] = {}  # value of a call -> name of the module that serves it
         self.projections: dict[str, str] = {}  # starting point -> name of its shortcut
-        self.rows: dict[str, str] = {}  # sum -> name of its parameter; "" if it has none
+        self.rows: dict[str, str] = {}  # sum -> name of its parameter or module; "" if it has none
         self.vectors: dict[str, fx.Node] = {}  # sum -> its weights, of the table
         self.fresh: set[fx.Node] = set()  # tensors that only the current sum uses, so it may overwrite them
         self.sums: set[str] = set()  # the sums that are new tensors, not another value's
@@ -107,7 +110,7 @@ class Emitter:
         self.folded = {  # calls that only one sum reads, and whose layer takes that sum's weight
             call.value: call
             for call in program.applies
-            if self._declares(call.operator, "weighted", "sums")
+            if self._declares(call.operator, "sums" if self.dynamic else "weighted", "sums")
             and len(readers[call.value]) == 1
             and isinstance(readers[call.value][0], Combine)
             and call.value not in program.results
@@ -172,6 +175,7 @@ class Emitter:
         arguments = tuple(call.argument for call in calls)
         value = arguments[0]
         owned = value in self.sums and len(self.readers[value]) == 1 and value not in self.program.results
+        owned = owned and value not in {source for source, _ in self.dynamic.values()}
         call = Call(calls[0].operator, calls[0].index, arguments, starts, owned)
         inputs = [self._argument(name) for name in arguments]
         if isinstance(operator, nn.Module):
@@ -199,7 +203,7 @@ class Emitter:
             return self._fixed(row.value, weights)
         if self.channels:
             vector = self.graph.call_method("reshape", (vector, len(row.terms), self.channels))
-        unbound = self.graph.call_method("unbind", (vector,))
+        unbound = vector if self.dynamic else self.graph.call_method("unbind", (vector,))
         nodes = {term: self.graph.call_function(getitem, (unbound, i)) for i, term in enumerate(row.terms)}
         total: fx.Node | None = None
         for calls in self._layers([term for term in row.terms if term in self.folded]):
@@ -212,10 +216,14 @@ class Emitter:
         return total
 
     def _vector(self, row: Combine) -> fx.Node | None:
-        """The learned weights of a sum; None if they are fixed."""
+        """The learned weights of a sum, under ``dynamic`` a list of them; None if they are fixed."""
+        if self.dynamic:
+            source, module = self.dynamic[row.value]
+            name = self._add_coefficients(row.value, module)
+            return self.graph.call_module(name, (self.nodes[source],))
         if not self.learnable or self.table is not None:
             return self.vectors.get(row.value)
-        name = self.rows[row.value] = self._add_parameter(row)
+        name = self._add_parameter(row)
         return self.graph.get_attr(name)
 
     def _layers(self, terms: list[str]) -> list[list[Apply]]:
@@ -250,11 +258,16 @@ class Emitter:
 
     def _add_parameter(self, row: Combine) -> str:
         """Makes the coefficients of a sum a parameter; returns its name."""
+        values = torch.tensor(row.weights, dtype=torch.float64, device="cpu").repeat_interleave(self.channels or 1)
+        return self._add_coefficients(row.value, nn.Parameter(values))
+
+    def _add_coefficients(self, row: str, made: nn.Parameter | Dynamic) -> str:
+        """Adds the coefficients of a sum; returns their name."""
         if not any(self.rows.values()):
             self.root.add_module(self.coefficients, nn.Module())
-        values = torch.tensor(row.weights, dtype=torch.float64, device="cpu").repeat_interleave(self.channels or 1)
-        self.root.get_submodule(self.coefficients).register_parameter(row.value, nn.Parameter(values))
-        return f"{self.coefficients}.{row.value}"
+        setattr(self.root.get_submodule(self.coefficients), row, made)
+        self.rows[row] = f"{self.coefficients}.{row}"
+        return self.rows[row]
 
     def _cast_coefficients(self) -> None:
         """Gives the coefficients the dtype and the device of the layers, unless others were asked for."""

@@ -18,7 +18,7 @@ from optnet.networks.design import StageProgram, design, suitable_layer
 from optnet.networks.initialisation import set_weight, weight_norm_scales
 from optnet.networks.layers import FAMILIES, Family, Style
 from optnet.networks.options import NetworkOptions
-from optnet.networks.rules import CONSTANTS
+from optnet.networks.rules import CONSTANTS, DYNAMIC
 from optnet.networks.unrolled import coefficient_names, unroll, unrolled_in
 from optnet.options import one_of
 
@@ -47,6 +47,7 @@ class Stage(nn.Module):
         shortcuts = {name: family.shortcut() for name in start.starts}
         self.unrolled = unroll(
             start, textbook=program.textbook, operators=operators, channels=family.chs, packed=True, equal=equal,
+            start_channels=family.start_chs,
             formulas=program.formulas,
             shortcuts={name: layer for name, layer in shortcuts.items() if layer is not None or not family.same_start},
             **options,
@@ -127,6 +128,8 @@ class Network(nn.Module):
                 f"dropout; drop_rate is the dropout before the classifier"
             )
         shared = ("act_layer", "norm", "norm_place", "proj_drop_rate", "proj_drop_place")
+        if options.per_channel and options.coefficients == DYNAMIC:
+            raise ModelError("per_channel=true does not go with coefficients=dynamic: a sample has one weight per term")
         style = Style(**{name: getattr(options, name) for name in shared}, device=device, dtype=dtype)
         how = {name: getattr(options, name) for name in ("coefficients", "per_channel", "memory")}
         how |= {"device": device, "dtype": dtype}

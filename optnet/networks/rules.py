@@ -194,7 +194,9 @@ RULES: dict[str, Rule] = {
 """The rules that need the program alone, by their names in ``coefficients=``."""
 CONSTANTS = {"constants": False, "iteration_constants": True}
 """The rules that learn the algorithm's constants -> whether each iteration has its own."""
-NAMES = (*RULES, *CONSTANTS)
+DYNAMIC = "dynamic"
+"""The rule under which the weights follow from features, for each sample."""
+NAMES = (*RULES, *CONSTANTS, DYNAMIC)
 """All rules, beside ``learnable`` (free) and ``fixed``."""
 
 

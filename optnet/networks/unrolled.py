@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -15,9 +15,10 @@ from optnet.language.lookup import find_algorithm
 from optnet.language.program import Program
 from optnet.language.tracing import all_constants, trace
 from optnet.networks.activation_checkpointing import MEMORY, set_recomputing
+from optnet.networks.dynamic import Dynamic, dynamic
 from optnet.networks.emitting import Emitter, Factory
 from optnet.networks.formulas import with_formulas
-from optnet.networks.rules import CONSTANTS, NAMES, table
+from optnet.networks.rules import CONSTANTS, DYNAMIC, NAMES, table
 from optnet.networks.tables import Table
 from optnet.options import one_of
 
@@ -39,8 +40,10 @@ class Unrolled(nn.Module):
         textbook: the program with the algorithm's own weights, for comparison.
         layers: for the value of each call, the name in ``body`` of the module that serves it.
         shortcuts: for each starting point that has one, the name of its shortcut in ``body``.
-        rows: for each sum the name of its coefficients, a parameter of ``body``; "" if they are fixed or under a rule.
+        rows: for each sum the name of its coefficients, a parameter of ``body`` or (``dynamic``) a module; "" if they
+            are fixed or in the table.
         table: the name in ``body`` of the table of the coefficients that are under a rule; "" if there is none.
+        per_sample: whether the weights differ from sample to sample, by a part that ``learned`` leaves out.
 
     Raises:
         ShapeError: on the first call, if two terms of a sum have different shapes.
@@ -56,6 +59,7 @@ class Unrolled(nn.Module):
         shortcuts: Mapping[str, str],
         rows: Mapping[str, str],
         table: str = "",
+        per_sample: bool = False,
     ) -> None:
         super().__init__()
         self.program = program
@@ -63,6 +67,7 @@ class Unrolled(nn.Module):
         self.layers, self.shortcuts, self.rows = dict(layers), dict(shortcuts), dict(rows)
         self.table = table
         self.body = body
+        self.per_sample = per_sample
         self._checked = False
 
     def forward(self, *starts: Any) -> Any:
@@ -91,11 +96,18 @@ class Unrolled(nn.Module):
 
     @torch.jit.ignore
     def learned(self) -> dict[str, Tensor]:
-        """The weights that learned sums have now, by the name of the sum: (terms,) or (terms * channels,)."""
+        """The weights that learned sums have now, by the name of the sum: (terms,) or (terms * channels,).
+
+        Under ``dynamic`` they are those of features 0, the part that all samples share.
+        """
         ruled = self._table()
-        return ({} if ruled is None else ruled.weights()) | {
-            row: self.body.get_parameter(name) for row, name in self.rows.items() if name
-        }
+        found = {} if ruled is None else ruled.weights()
+        for row, name in self.rows.items():
+            if name and self.per_sample:
+                found[row] = cast(Dynamic, self.body.get_submodule(name)).shared()
+            elif name:
+                found[row] = self.body.get_parameter(name)
+        return found
 
     @torch.jit.ignore
     def constants(self) -> dict[str, Tensor]:
@@ -144,7 +156,8 @@ class _UnrolledFromList(Unrolled):
 class Coefficient(NamedTuple):
     """One entry of the coefficient table: the weight of ``term`` in the sum ``step`` of the unrolled module ``stage``.
 
-    For a per-channel coefficient, ``value`` is the mean over the channels. ``textbook`` is the algorithm's own weight,
+    For a per-channel coefficient, ``value`` is the mean over the channels; under ``dynamic``, it is the part that all
+    samples share, see ``Unrolled.per_sample``. ``textbook`` is the algorithm's own weight,
     or None for a term that the algorithm itself does not have.
     """
 
@@ -164,11 +177,10 @@ def coefficient_names(model: nn.Module) -> set[str]:
     """The names of the model's parameters that are learnable coefficients."""
     names: set[str] = set()
     for stage, module in unrolled_in(model).items():
-        own = set(filter(None, module.rows.values()))
-        if module.table:
-            ruled = module.body.get_submodule(module.table)
-            own |= {f"{module.table}.{name}" for name, _ in ruled.named_parameters()}
-        names |= {f"{stage}.body.{name}" if stage else f"body.{name}" for name in own}
+        rows = set(filter(None, module.rows.values()))
+        holders = {module.table} if module.table else rows if module.per_sample else set()
+        inside = {f"{one}.{name}" for one in holders for name, _ in module.body.get_submodule(one).named_parameters()}
+        names |= {f"{stage}.body.{name}" if stage else f"body.{name}" for name in inside or rows}
     return names
 
 
@@ -197,6 +209,7 @@ def unroll(
     reading: str | Mapping[str, str] | None = None,
     per_channel: bool = False,
     channels: int | None = None,
+    start_channels: int | None = None,
     shortcuts: Mapping[str, nn.Module | None] | None = None,
     textbook: Program | None = None,
     equal: Sequence[str] = (),
@@ -214,7 +227,8 @@ def unroll(
     ``(call) -> nn.Module`` is called once per call. Layers are called ``layer(x)``, with x of shape (batch, channels,
     ...). If a factory or shared module has a true attribute ``weighted``, its layers are called
     ``layer(inputs, weights)`` with two lists, and they fold the weights into their last affine map (weights is None if
-    all are 1). If a factory has a true attribute ``sums``, it makes one such layer for all fresh calls of a sum.
+    all are 1). If a factory has a true attribute ``sums``, it makes one such layer for all fresh calls of a sum; under
+    ``dynamic`` its weights are (batch, 1, ...).
 
     Args:
         algorithm: whatever ``optnet.trace`` takes, or a ``Program`` (then steps, reading and constants are its own).
@@ -224,7 +238,8 @@ def unroll(
             learned under a rule of ``optnet.networks.rules.NAMES``.
         reading: ``map`` (default) or ``residual``; see ``optnet.trace``.
         per_channel: one coefficient per channel instead of one per term; needs ``channels``.
-        channels: the number of channels (dimension 1) of the iterates.
+        channels: the number of channels (dimension 1) of the iterates; ``dynamic`` needs it too.
+        start_channels: that of starting points that only operators read, where it differs.
         shortcuts: for a starting point, the module that is applied to it wherever it is not an operator's argument;
             None says that it has another shape and enters sums only through operators.
         textbook: the algorithm's own program, if ``algorithm`` is one with other weights.
@@ -246,8 +261,11 @@ def unroll(
     coefficients = SYNONYMS.get(coefficients, coefficients)
     one_of("memory", memory, MEMORY, OperatorError)
     operators = {python_name(name): operator for name, operator in operators.items()}
-    if per_channel and (type(channels) is not int or channels < 1):
-        raise OperatorError("per_channel=True needs channels=C, the number of channels of the iterates")
+    for wants, what in ((per_channel, "per_channel=True"), (coefficients == DYNAMIC, f"coefficients={DYNAMIC}")):
+        if wants and (type(channels) is not int or channels < 1):
+            raise OperatorError(f"{what} needs channels=C, the number of channels of the iterates")
+    if per_channel and coefficients == DYNAMIC:
+        raise OperatorError("per_channel=True does not go with coefficients=dynamic: a sample has one weight per term")
     if isinstance(algorithm, Program):
         if steps is not None or reading is not None or constants or more:
             raise AlgorithmError("a program already has its steps, reading and constants; give them to optnet.trace")
@@ -260,8 +278,9 @@ def unroll(
             name: value
             for name, value, default in (
                 ("coefficients", coefficients, "learnable"), ("reading", reading, None), ("channels", channels, None),
-                ("per_channel", per_channel, False), ("packed", packed, False), ("memory", memory, "keep"),
-                ("device", device, None), ("textbook", textbook, None), ("dtype", dtype, None), ("equal", equal, ()),
+                ("start_channels", start_channels, None), ("per_channel", per_channel, False),
+                ("packed", packed, False), ("memory", memory, "keep"), ("device", device, None),
+                ("textbook", textbook, None), ("dtype", dtype, None), ("equal", equal, ()),
                 ("formulas", formulas, None),
             )
             if value is not default and value != default
@@ -288,16 +307,18 @@ def unroll(
             program, textbook = without(program, start), without(textbook, start, at_any_weight=True)
             formulas = formulas and without(formulas, start, at_any_weight=True)
     width = (channels if per_channel else 0) if coefficients != "fixed" else None
-    ruled = None
-    if coefficients in NAMES:
+    ruled = made = None
+    if coefficients == DYNAMIC:
+        made = dynamic(program, channels or 0, start_channels or channels or 0)
+    elif coefficients in NAMES:
         ruled = table(coefficients, program, width or 0, equal, formulas)
-    emitter = Emitter(program, operators, projections, width, packed, device, dtype, ruled)
+    emitter = Emitter(program, operators, projections, width, packed, device, dtype, ruled, made)
     by_starts = {1: _UnrolledFromOne, 2: _UnrolledFromTwo}
     kind = _UnrolledFromList if packed else by_starts.get(len(program.starts), Unrolled)
     body = emitter.run()
     unrolled = kind(
         program, textbook, body, layers=emitter.layers, shortcuts=emitter.projections, rows=emitter.rows,
-        table=emitter.coefficients if emitter.vectors else "",
+        table=emitter.coefficients if emitter.vectors else "", per_sample=bool(made),
     )  # fmt: skip
     if memory == "checkpoint":
         unrolled.set_checkpointing()

@@ -31,17 +31,25 @@ class DenseSum(nn.Module):
         self.drop1 = style.dropout(inner)
 
     def forward(self, xs: list[Tensor], weights: list[Tensor] | None = None) -> Tensor:
+        """Weights are 0-d or (out channels,), or (batch, 1, 1, 1): these scale the convolution's input."""
         out = self.act1(self.norm1(torch.cat(xs, 1)))
-        return self.drop1(self.conv1(out, None, None if weights is None else self._per_channel(torch.stack(weights))))
+        scale: Tensor | None = None
+        if weights is not None:
+            if weights[0].dim() > 1:
+                out = out * self._repeated(torch.stack(weights).squeeze(2)).transpose(0, 1).type_as(out)
+            else:
+                alpha = self._repeated(torch.stack(weights))
+                scale = alpha.unsqueeze(1).flatten(1).t().unsqueeze(-1).unsqueeze(-1)
+        return self.drop1(self.conv1(out, None, scale))
 
-    def _per_channel(self, alpha: Tensor) -> Tensor:
-        """Weights (terms,) or (terms, out channels), expanded to (1 or out channels, in channels, 1, 1)."""
+    def _repeated(self, alpha: Tensor) -> Tensor:
+        """Weights (terms, ...), one for each input channel: (in channels, ...)."""
         repeated: list[Tensor] = []
         start = 0
         for chs, terms in self.runs:
             repeated.append(alpha[start : start + terms].repeat_interleave(chs, 0))
             start += terms
-        return torch.cat(repeated).unsqueeze(1).flatten(1).t().unsqueeze(-1).unsqueeze(-1)
+        return torch.cat(repeated)
 
 
 class DenseTail(nn.Module):
@@ -74,10 +82,10 @@ class Dense(Family):
         )
 
     def sum_chs(self, call: Call) -> list[int]:
-        return [self.stage_chs if start else self.chs for start in call.starts]
+        return [self.start_chs if start else self.chs for start in call.starts]
 
     @property
-    def stage_chs(self) -> int:
+    def start_chs(self) -> int:
         """Channels of x_0, the transition's output."""
         return self.in_chs if self.first else int(self.in_chs * self.compression)
 
@@ -103,13 +111,13 @@ class Dense(Family):
         layers = [
             self.style.norm_layer(self.in_chs),
             self.style.first_act(),
-            self.style.conv(self.in_chs, self.stage_chs, 1),
+            self.style.conv(self.in_chs, self.start_chs, 1),
             self.style.dropout(inner=True),
         ]
         return nn.Sequential(*layers, nn.AvgPool2d(self.stride, self.stride))
 
     def out_chs(self, own: int, results: int) -> int:
-        return self.chs * (results - own) + self.stage_chs * own
+        return self.chs * (results - own) + self.start_chs * own
 
 
 class DenseBC(Dense):

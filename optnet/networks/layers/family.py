@@ -54,6 +54,11 @@ class Family:
         return self.width * self.expansion
 
     @property
+    def start_chs(self) -> int:
+        """Channels of a starting point, as the operators get it."""
+        return self.in_chs
+
+    @property
     def reshapes(self) -> bool:
         """Whether a starting point must be projected before it is added to later iterates."""
         return self.stride != 1 or self.in_chs != self.chs

@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from optnet.errors import drawable
-from optnet.language.program import Program
 from optnet.networks.unrolled import Coefficient, Unrolled, coefficients
 
 
@@ -19,18 +18,20 @@ def heat_maps(model: nn.Module) -> dict[str, Figure]:
     """For each unrolled stage the matrix h[k, j] of its coefficients: learned, and beside it the algorithm's own.
 
     A row is a sum of the program. The columns are the main operator's values T(x_j), then those of each other operator,
-    then the iterates x_j, with a line between them. Grey is a term that the sum does not have.
+    then the iterates x_j, with a line between them. Grey is a term that the sum does not have. Of weights that differ
+    from image to image, it is the part that all images share.
     """
     table: dict[str, list[Coefficient]] = {}
     for entry in coefficients(model):
         table.setdefault(entry.stage, []).append(entry)
     return {
-        stage: _heat_map(stage, entries, cast(Unrolled, model.get_submodule(stage)).program)
-        for stage, entries in table.items()
+        stage: _heat_map(stage, entries, cast(Unrolled, model.get_submodule(stage))) for stage, entries in table.items()
     }
 
 
-def _heat_map(stage: str, entries: list[Coefficient], program: Program) -> Figure:
+def _heat_map(stage: str, entries: list[Coefficient], unrolled: Unrolled) -> Figure:
+    program = unrolled.program
+    what = "learned, shared by all images" if unrolled.per_sample else "learned"
     layers = [call for call in program.applies if call.value not in program.iterates]
     labels = {call.value: f"{call.operator}({call.argument})" for call in layers}
     rows = list(dict.fromkeys(entry.step for entry in entries))
@@ -50,7 +51,7 @@ def _heat_map(stage: str, entries: list[Coefficient], program: Program) -> Figur
     figure = Figure(figsize=(2 * width + 2, height + 1.5))
     figure.subplots_adjust(left=0.5 / (2 * width + 2), bottom=0.8 / (height + 1.5), top=1 - 0.4 / (height + 1.5))
     panels = figure.subplots(1, 2, sharey=True)
-    for axes, title, matrix in zip(panels, ("learned", "textbook"), (learned, textbook), strict=True):
+    for axes, title, matrix in zip(panels, (what, "textbook"), (learned, textbook), strict=True):
         axes.set_facecolor("0.85")
         shown = axes.imshow(matrix, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
         axes.set_title(drawable(f"{stage}, {title}"), fontsize=9)
