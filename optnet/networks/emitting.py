@@ -15,7 +15,6 @@ from torch import Tensor, fx, nn
 from optnet.errors import OperatorError
 from optnet.language.program import Apply, Combine, Program, unique
 from optnet.networks.dynamic import Dynamic
-from optnet.networks.sums import weighted_sum
 from optnet.networks.tables import Table
 
 
@@ -69,7 +68,7 @@ def along_channels(weight: Tensor, x: Tensor) -> Tensor:
 
 
 class Emitter:
-    """Writes one fx graph: a node per call, a weighted sum per row."""
+    """Writes one fx graph: a node per call, a chain of multiply-adds per sum."""
 
     def __init__(
         self,
@@ -210,9 +209,9 @@ class Emitter:
         for calls in self._layers([term for term in row.terms if term in self.folded]):
             part = self._call(calls, [nodes[call.value] for call in calls])
             total = part if total is None else self._add(row.value, calls[0].value, total, part)
-        if terms := [term for term in row.terms if term not in self.folded]:
-            part = self._weighted_sum(row.value, terms, [nodes[term] for term in terms])
-            total = part if total is None else self._add(row.value, terms[0], total, part)
+        for term in row.terms:
+            if term not in self.folded:
+                total = self._multiply_add((row.value, term), total, self.nodes[term], nodes[term])
         assert total is not None
         return total
 
@@ -236,15 +235,13 @@ class Emitter:
             groups.setdefault((call.operator, "" if together else term), []).append(call)
         return list(groups.values())
 
-    def _weighted_sum(self, row: str, terms: list[str], weights: list[fx.Node]) -> fx.Node:
-        nodes = [self.nodes[term] for term in terms]
-        for i, x in enumerate(nodes):  # under autocast the sum keeps the layers' precision
-            weights[i] = self.graph.call_method("type_as", (weights[i], x))
-            if self.channels:
-                weights[i] = self.graph.call_function(along_channels, (weights[i], x))
-        node = self.graph.call_function(weighted_sum, (nodes, weights))
-        node.meta["sum"] = (row, terms)
-        return self._new(node)
+    def _multiply_add(self, place: tuple[str, str], total: fx.Node | None, x: fx.Node, weight: fx.Node) -> fx.Node:
+        weight = self.graph.call_method("type_as", (weight, x))  # under autocast the sum keeps the layers' precision
+        if self.channels:
+            weight = self.graph.call_function(along_channels, (weight, x))
+        if total is None:
+            return self._new(self.graph.call_function(torch.mul, (x, weight)))
+        return self._onto(place, "addcmul", (total, x, weight))
 
     def _new(self, node: fx.Node) -> fx.Node:
         self.fresh.add(node)
@@ -256,7 +253,7 @@ class Emitter:
             node = self.graph.call_method(f"{name}_", arguments, options)
         else:
             node = self.graph.call_function(getattr(torch, name), arguments, options)
-        node.meta["sum"] = (place[0], ["", place[1]])
+        node.meta["sum"] = place
         return self._new(node)
 
     def _add_parameter(self, row: Combine) -> str:

@@ -19,7 +19,6 @@ from optnet.networks.dynamic import Dynamic, dynamic
 from optnet.networks.emitting import Emitter, Factory
 from optnet.networks.formulas import with_formulas
 from optnet.networks.rules import CONSTANTS, DYNAMIC, NAMES, table
-from optnet.networks.sums import weighted_sum
 from optnet.networks.tables import Table
 from optnet.options import one_of
 
@@ -355,12 +354,10 @@ class _CheckedRun(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         if "sum" in n.meta:
             args, _ = self.fetch_args_kwargs_from_env(n)
-            row, terms = n.meta["sum"]
-            first, *others = args[0] if n.target is weighted_sum else args[:2]
-            for term, other in zip(terms[1:], others, strict=True):
-                if other.shape != first.shape:
-                    raise ShapeError(
-                        f"{self.algorithm}: {row} adds {term} of shape {tuple(other.shape)} to {tuple(first.shape)}; "
-                        f"let every layer keep the shape, or give the starting point a shortcut"
-                    )
+            if args[0].shape != args[1].shape:
+                row, term = n.meta["sum"]
+                raise ShapeError(
+                    f"{self.algorithm}: {row} adds {term} of shape {tuple(args[1].shape)} to {tuple(args[0].shape)}; "
+                    f"let every layer keep the shape, or give the starting point a shortcut"
+                )
         return super().run_node(n)
