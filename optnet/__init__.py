@@ -33,6 +33,7 @@ from optnet.language import (
     trace,
 )
 from optnet.networks import convert, objectives
+from optnet.networks.certificates import certify
 from optnet.networks.emitting import Call, LayerFactory
 from optnet.networks.mlp import MLP
 from optnet.networks.network import Network
@@ -71,6 +72,7 @@ __all__ = [
     "algorithm",
     "algorithms",
     "analysis",
+    "certify",
     "coefficients",
     "convert",
     "create_model",

@@ -12,7 +12,7 @@ from helpers import ROOT, call
 from optnet.app.main import NAMES, RUNS, main
 
 QUERIES = {
-    "optnet ": ["train", "evaluate", "list", "show", "analyse", "signal"],
+    "optnet ": ["train", "evaluate", "list", "show", "analyse", "certify", "signal"],
     "optnet tr": ["train"],
     "optnet train optim=": ["optim=adamw", "optim=sgd"],
     "optnet train model.lay": ["model.layer="],
@@ -21,6 +21,7 @@ QUERIES = {
     "optnet show heavy": ["heavy_ball", "heavy_ball_convex"],
     "optnet analyse ogm": [],
     "optnet signal hbnet2": ["hbnet20_cifar"],
+    "optnet certify hbnet2": ["hbnet20_cifar"],
     "optnet list ": [],
 }
 

@@ -1,5 +1,6 @@
-"""Judges an algorithm before training, from its traced program: rates, stability, worst cases. No torch, no data."""
+"""Judges an algorithm from its traced program, or learned coefficients: rates, stability, worst cases. No torch."""
 
+from optnet.analysis.certificate import Certificate, certify
 from optnet.analysis.diagnosis import (
     Diagnosis,
     amplification,
@@ -27,17 +28,23 @@ from optnet.analysis.recurrence import (
     tuned_recurrence,
 )
 from optnet.analysis.scalars import run_on_scalars
-from optnet.analysis.worst_case import worst_case
+from optnet.analysis.validity import Stability, inconsistency, nearest_valid, stability
+from optnet.analysis.worst_case import Samples, WorstCase, worst_case, worst_case_of
 from optnet.language.theorems import INITIAL, METRICS
 
 __all__ = [
     "INITIAL",
     "LOOKED",
     "METRICS",
+    "Certificate",
     "Diagnosis",
     "Recurrence",
+    "Samples",
+    "Stability",
+    "WorstCase",
     "amplification",
     "canonical_table",
+    "certify",
     "constants_for",
     "convergence_factor",
     "diagnose",
@@ -45,14 +52,18 @@ __all__ = [
     "distances",
     "errors",
     "growth",
+    "inconsistency",
     "largest_radius",
     "nearest",
+    "nearest_valid",
     "quadratic_metric",
     "recurrence",
     "run_on_scalars",
+    "stability",
     "sum_rule",
     "theorem_margin",
     "tuned_recurrence",
     "worst_case",
+    "worst_case_of",
     "worst_error",
 ]

@@ -8,6 +8,7 @@ import numpy as np
 
 from optnet.analysis.scalars import Array, interpret, is_residual, run_on_scalars
 from optnet.errors import RequestError
+from optnet.language.folding import one_call_per_point
 from optnet.language.lookup import find_algorithm, list_algorithms
 from optnet.language.program import Apply, Program
 from optnet.language.tracing import count_calls, traced
@@ -41,6 +42,11 @@ def amplification(program: Program) -> float:
                     effect[term] += weight * effect[one.value]
         worst = max(worst, *map(abs, effect.values()))
     return worst
+
+
+def amplification_limit(program: Program) -> float:
+    """The largest ``amplification`` of a zero-stable program: a disturbance may grow linearly with the calls."""
+    return 10.0 * max(1, len(program.calls(program.main))) + 10
 
 
 def growth(program: Program) -> list[float]:
@@ -98,21 +104,24 @@ def distances(program: Program) -> dict[str, float]:
     """The distance (root mean square over the table) to every method of the library, nearest first.
 
     Every method has its default constants; the program's own algorithm has the constants of the program. Methods that
-    call their operator another number of times are left out. At equal distances the program's own algorithm is first.
+    call their operator at another number of points are left out. At equal distances the program's own algorithm is
+    first.
 
     Raises:
         RequestError: the program has more than ``MOST_CALLS`` calls.
     """
-    table = canonical_table(program)
+    table = canonical_table(one_call_per_point(program))
+    points = len(table) - 1
+    most = max(points, min(points * (points + 1) // 2, 300))  # a method may call anew at each earlier point
     found = {}
     for name in list_algorithms():
         method = find_algorithm(name)
         own = {key: program.constants[key] for key in method.constants if key in program.constants}
         constants = own if name == program.name else {}
         try:
-            if count_calls(method, program.iterations, constants, most=len(table) - 1) != len(table) - 1:
+            if count_calls(method, program.iterations, constants, most=most) < points:
                 continue
-            other = canonical_table(traced(method, program.iterations, constants=constants))
+            other = canonical_table(one_call_per_point(traced(method, program.iterations, constants=constants)))
         except RequestError:
             continue
         if other.shape == table.shape:
@@ -151,7 +160,7 @@ def diagnose(program: Program) -> Diagnosis:
     off = sum_rule(program)
     depth = max(1, len(program.calls(program.main)))
     amplified = amplification(program)
-    limit = 10.0 * depth + 10
+    limit = amplification_limit(program)
     consistent, stable = off < 1e-6, amplified <= limit
     small = sum(1 for _ in program.applies) <= MOST_CALLS
     largest = max(growth(program)) if small else None

@@ -1,4 +1,4 @@
-"""optnet list | show NAME | analyse NAME | signal MODEL: the library on a terminal. Computes nothing itself."""
+"""optnet list | show | analyse | certify | signal: the library on a terminal. Computes nothing itself."""
 
 from __future__ import annotations
 
@@ -7,19 +7,18 @@ import inspect
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from optnet import analysis
-from optnet.app import terminal
+from optnet.app import certification, pictures, terminal
 from optnet.app.exits import one_line
-from optnet.errors import AlgorithmError, ConfigError, RequestError, printable, reason
+from optnet.data import SPLITS
+from optnet.errors import AlgorithmError, ConfigError, RequestError, printable
 from optnet.language.declaration import Algorithm
 from optnet.language.lookup import find_algorithm, list_algorithms
 from optnet.language.tracing import trace
@@ -34,6 +33,11 @@ EXAMPLES = {
     "list": ["list", "list | grep hbnet"],
     "show": ["show heavy_ball --steps 3", "show my_file.py:my_method --reading residual"],
     "analyse": ["analyse nesterov --kappa 1000", "analyse my_file.py:my_method --steps 20 --worst-case"],
+    "certify": [
+        "certify runs/hbnet_small-digits/2026-01-31_12-00-00",
+        "certify best.pt --no-accuracy --json",
+        "certify my_file.py:my_method --steps 5 -o certificate.png",
+    ],
     "signal": ["signal hbnet20_cifar", "signal hbnet_small norm=none blocks=[18,18,18] --init lsuv --png signal.png"],
 }
 
@@ -85,6 +89,8 @@ def main(arguments: Sequence[str] | None, others: Mapping[str, str]) -> int:
             _list(console)
         elif options.command == "show":
             _show(console, find_algorithm(options.name), options.steps, options.reading)
+        elif options.command == "certify":
+            certification.run(console, options)
         elif options.command == "signal":
             _signal(console, options)
         else:
@@ -119,6 +125,14 @@ def _parser(others: Mapping[str, str]) -> argparse.ArgumentParser:
     added("list", "all algorithms and models")
     show = added("show", "an algorithm's equations, program and coefficients")
     analyse = added("analyse", "an algorithm's rate, stability and theorem")
+    certificate = added("certify", "what a network's coefficients are worth as optimization methods, stage by stage")
+    certificate.add_argument("subject", help="a checkpoint, a run's folder, a model of ours, or an algorithm")
+    certificate.add_argument("--steps", type=int, default=5, help="of an algorithm; stages have their own")
+    certificate.add_argument("--kappa", type=float, default=10.0, help="L / mu of the strongly convex functions")
+    certificate.add_argument("--split", default="test", help=f"of the data for the accuracies: {', '.join(SPLITS)}")
+    certificate.add_argument("--no-accuracy", action="store_true", help="leave the accuracies out; needs no data")
+    certificate.add_argument("--json", action="store_true", help="print JSON alone")
+    certificate.add_argument("-o", "--output", help="the picture; by default certificate.png in the run's folder")
     signals = added("signal", "how large activations and gradients start, at every depth")
     signals.add_argument("model", help="one of ours or any of timm's")
     signals.add_argument("options", nargs="*", help="the model's, key=value, like norm=none blocks=[18,18,18]")
@@ -195,12 +209,7 @@ def _analyse(console: Console, method: Algorithm, kappa: float, steps: int, wors
         rows.append(("on quadratics", f"{holds}: at most {margin:.4f} of the bound{some}"))
     if worst_case:
         rows.append(("worst case", _worst_case(method, mu, L, steps, constants)))
-    made = Table(title=Text(printable(f"{method.name}, kappa = {kappa:g}, {steps} steps")), show_header=False)
-    made.add_column(style="bold")
-    made.add_column(overflow="fold")
-    for name, text in rows:
-        made.add_row(name, printable(text))
-    console.print(made)
+    console.print(terminal.entries(f"{method.name}, kappa = {kappa:g}, {steps} steps", rows))
 
 
 def _factor(method: Algorithm, mu: float, L: float) -> str:
@@ -258,9 +267,7 @@ def _signal(console: Console, options: argparse.Namespace) -> None:
         if value is not None and not low <= value <= high:
             raise ConfigError(f"--{name} {value} must be a whole number from {low} to {high}")
     file = Path(options.png or f"signal-{options.model}-{options.init}.png").expanduser()
-    if file.suffix != ".png":
-        raise ConfigError(f"--png {file} must end in .png")
-    _check_writable(file)
+    pictures.check("--png", file)
     shape, points = signal.of(
         options.model, options.init, {key: _value(text) for key, text in given.items()}, batch=options.batch,
         size=options.size, seed=options.seed,
@@ -272,25 +279,8 @@ def _signal(console: Console, options: argparse.Namespace) -> None:
     ]
     columns = ("depth", "input of", "activation (rms)", "gradient (relative)")
     console.print(terminal.table(f"{title}, images of {shape}", columns, rows, text=2))
-    try:
-        signal.figure({options.init: points}, title).savefig(file)
-    except OSError as error:
-        raise ConfigError(f"--png {file} cannot be written: {reason(error)}") from None
+    pictures.save("--png", file, signal.figure({options.init: points}, title))
     console.print(printable(f"drawn in {file}"))
-
-
-def _check_writable(file: Path) -> None:
-    """Refuses a file that cannot be written, before anything is computed, and leaves nothing behind."""
-    try:
-        if file.is_dir():
-            raise IsADirectoryError("it is a folder")
-        if file.exists():
-            file.open("ab").close()
-        else:
-            tempfile.TemporaryFile(dir=file.absolute().parent).close()
-    except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or reason(error)
-        raise ConfigError(f"--png {file} cannot be written: {why}") from None
 
 
 def _value(text: str) -> Any:

@@ -14,7 +14,7 @@ RUNS = {
 """The subcommands that Hydra reads, each with a sentence."""
 
 
-NAMES = {"list": "", "show": "algorithms", "analyse": "algorithms", "signal": "models"}
+NAMES = {"list": "", "show": "algorithms", "analyse": "algorithms", "certify": "models", "signal": "models"}
 """The other subcommands, and whose names follow them."""
 
 

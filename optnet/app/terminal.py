@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from optnet.errors import printable
+
 
 def console() -> Console:
     """A console that takes text literally: equations have square brackets, and names have whatever people like."""
@@ -25,4 +27,14 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], tex
             made.add_column(Text(column), justify="right", overflow="fold")
     for row in rows:
         made.add_row(*map(Text, row))
+    return made
+
+
+def entries(title: str, rows: Sequence[tuple[str, str]]) -> Table:
+    """A table of names and what is said of each."""
+    made = Table(title=Text(printable(title)), show_header=False)
+    made.add_column(style="bold")
+    made.add_column(overflow="fold")
+    for name, text in rows:
+        made.add_row(Text(name), Text(printable(text)))
     return made

@@ -39,6 +39,31 @@ def without(program: Program, start: str, *, at_any_weight: bool = False) -> Pro
     return fold(replace(program, instructions=tuple(instructions)))
 
 
+def one_call_per_point(program: Program) -> Program:
+    """The same method with one call of each operator at each point: later calls there read the first one's value.
+
+    A network may give every use of T(x_j) a layer of its own (DenseNet); an operator of mathematics has one value.
+    """
+    first: dict[tuple[str, str], str] = {}
+    same: dict[str, str] = {}
+    instructions: list[Instruction] = []
+    for one in program.instructions:
+        if isinstance(one, Apply):
+            argument = same.get(one.argument, one.argument)
+            known = first.setdefault((one.operator, argument), one.value)
+            same[one.value] = known
+            if known == one.value:
+                instructions.append(replace(one, argument=argument))
+        else:
+            weights: dict[str, float] = {}
+            for term, weight in zip(one.terms, one.weights, strict=True):
+                name = same.get(term, term)
+                weights[name] = weights.get(name, 0.0) + weight
+            instructions.append(Combine(one.value, tuple(weights), tuple(weights.values())))
+    results = tuple(same.get(value, value) for value in program.results)
+    return replace(program, instructions=tuple(instructions), results=results)
+
+
 class _Folding:
     """Merges sums into the sums that use them.
 
