@@ -28,7 +28,7 @@ BAD = [
     "algorithm=heavy_ball algorithm.beta=x", "algorithm=heavy_ball algorithm.gamma=1",
     "algorithm=mine.py:nonsense", "algorithm=none.py:mine", "algorithm=mine.py:branches",
     "algorithm=no.such.module", "data=nonsense", "data=mnist", "data=cifar10", "data.augment=nonsense",
-    "data.validation=0", "data=folder data.root=empty", "data=folder data.root=none", "optim=nonsense",
+    "data.validation=-0.1", "data=folder data.root=empty", "data=folder data.root=none", "optim=nonsense",
     "optim.name=nonsense", "optim.momentum=2", "schedule=nonsense", "schedule.name=nonsense",
     "schedule.warmup=2", "device=nonsense", "device=cuda:99", "resume=none", "resume=empty",
     "experiment=nonsense", "=3", "-m seed=0,1 epochs=0", "-m epochs=1,0",

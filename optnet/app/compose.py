@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +92,8 @@ def run(name: str, schema: Schema, prepare: Prepare, job: sweep.Job) -> None:
                 (compose(asked.config_name or name, schema, overrides, *place), overrides)
                 for overrides in _jobs(asked.overrides, asked.multirun)
             ]
+            if asked.multirun and _is_search(asked.overrides):
+                _check_goal(config for config, _ in composed)
             if not (asked.cfg or asked.info):
                 _PREPARED.extend(prepare(composed))
 
@@ -217,7 +219,6 @@ def _jobs(arguments: list[str], multirun: bool) -> Iterator[list[str]]:
     an interval has the values of its two ends.
     """
     parts: list[list[str]] = []
-    search = False
     for override in _parsed(arguments):
         line = str(override.input_line)
         if not (multirun and override.is_sweep_override()):
@@ -226,11 +227,29 @@ def _jobs(arguments: list[str], multirun: bool) -> Iterator[list[str]]:
         ends = override.value()
         values = (ends.start, ends.end) if isinstance(ends, IntervalSweep) else override.sweep_string_iterator()
         parts.append([f"{line.split('=')[0]}={value}" for value in values])
-        search = search or isinstance(ends, IntervalSweep)
-    if search or any(part[0].startswith("hydra/sweeper=") for part in parts):
+    if multirun and _is_search(arguments):
         longest = max(map(len, parts), default=1)
         return ([part[min(number, len(part) - 1)] for part in parts] for number in range(longest))
     return (list(job) for job in itertools.product(*parts))
+
+
+def _is_search(arguments: Sequence[str]) -> bool:
+    """Whether a sweep is a search: a sweeper other than Hydra's own draws its jobs, by the value that each returns."""
+    return any(
+        (override.key_or_group == "hydra/sweeper" and override.value() != "basic")
+        or (override.is_sweep_override() and isinstance(override.value(), IntervalSweep))
+        for override in _parsed(arguments)
+    )
+
+
+def _check_goal(configs: Iterable[Any]) -> None:
+    """Raises:
+    ConfigError: a job of a search has no value to optimise.
+    """
+    if any(isinstance(config, Train) and not config.data.validation for config in configs):
+        raise ConfigError(
+            "a search optimises the validation accuracy, and data.validation=0 leaves none; give data.validation=0.1"
+        )
 
 
 def _check_data(arguments: Sequence[str]) -> None:

@@ -79,6 +79,11 @@ class Train(RunOptions):
         ConfigError: two keys do not go together.
         """
         super().check()
+        if self.patience is not None and not self.data.validation:
+            raise ConfigError(
+                f"patience={self.patience} stops by the validation score, and data.validation=0 leaves none; give one "
+                f"of them"
+            )
         if not all(isinstance(pattern, str) and pattern for pattern in self.frozen):
             raise ConfigError(
                 f"freeze={self.freeze} must be all_but_head, all_but_coefficients, or names like stages.0"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -71,8 +72,10 @@ def start(request: Request, label: str = "") -> Result:
         finished = train(replace(request.job, label=label), say)
     else:
         finished = launch(_process, (request.config, list(request.overrides), label), request.processes)
-    found = {"validation top-1 %": finished.validation, "test top-1 %": finished.test, "run": str(finished.folder)}
-    return Result(finished.validation, found)
+    found = {"test top-1 %": finished.test, "run": str(finished.folder)}
+    if finished.validation is None:
+        return Result(math.nan, found)
+    return Result(finished.validation, {"validation top-1 %": finished.validation, **found})
 
 
 def say(line: str) -> None:

@@ -173,9 +173,10 @@ class DataOptions:
     download: bool = option(False, help="download missing files")
     validation: float = number(
         0.1,
-        high=0.5,
-        above=0,
-        help="the held-out fraction of the training images, which chooses the best checkpoint",
+        0,
+        0.5,
+        help="the held-out fraction of the training images, which chooses the best checkpoint; 0: none is held out, "
+        "and the last epoch is scored",
     )
     augment: str = choice(
         "none",
@@ -245,16 +246,22 @@ def load_as(options: DataOptions, seed: int = 0, training: bool = True) -> DataS
     its name assigns an image in a file to a split: one that is added moves no other.
 
     Args:
-        training: whether all three splits must have images.
+        training: whether all three splits must have images, but for a validation split that is not wanted.
 
     Raises:
-        DataError: the data set is unknown, missing, damaged or empty.
+        DataError: the data set is unknown, missing, damaged or empty; or it comes with a validation split and none is
+            wanted.
     """
     source = _find(options)
-    held_out, train = source.validation, source.train
+    held_out, train, wanted = source.validation, source.train, options.validation > 0
     if held_out is None:
-        held_out, train = train.split(options.validation, "validation", seed)
-    if training and not (len(train) and len(held_out)):
+        held_out, train = train.split(options.validation, "validation", seed) if wanted else (train.select([]), train)
+    elif training and not wanted:
+        raise DataError(
+            f"data.validation=0, but {options.root} has a validation split; leave data.validation out, or move these "
+            f"images into train"
+        )
+    if training and not (len(train) and (len(held_out) or not wanted)):
         raise DataError(_too_few(options, len(source.train), "validation" if len(train) else "train"))
     if training and not len(source.test):
         raise DataError(_too_few(options, len(source.train), "test"))

@@ -28,9 +28,11 @@ from optnet.training.opening import Opened
 from optnet.training.profiling import Profiling
 from optnet.training.scoring import Score, evaluate
 from optnet.training.screen import Screen, screen
+from optnet.training.selection import judge
 
 AGREE = 8
 """Steps between two all-reduces in which several processes agree whether to stop."""
+NEWEST = ", the last: there is no validation split"
 
 
 @dataclass(frozen=True)
@@ -38,17 +40,20 @@ class Finished:
     """What a run that came to its end has found; the scores are accuracies in per cent.
 
     Attributes:
-        validation: of the best checkpoint; this is what a search over settings may use.
+        validation: of the best checkpoint; this is what a search over settings may use. None without a validation
+            split: then the checkpoint is that of the last epoch.
         test: of the same checkpoint.
     """
 
     folder: Path
-    validation: float
+    validation: float | None
     test: float
 
 
 def train(job: Job, say: Callable[[str], None] = lambda line: None) -> Finished:
     """Trains, keeps the best checkpoint by validation accuracy, scores it once on the test split.
+
+    Without a validation split the checkpoint of the last epoch takes its place.
 
     Args:
         say: shows a line on the screen.
@@ -105,7 +110,8 @@ class Run:
         self.trainer = trainers.build(job.recipe, self.model, course.total)
         full_batch = self.trainer.full_batch
         self.course = self._course(len(job.data.train), training=False) if full_batch else course
-        self.validation = job.loader("validation", 4 * self.options.batch_size)
+        held_out = len(job.data.validation) > 0
+        self.validation = job.loader("validation", 4 * self.options.batch_size) if held_out else None
         self.progress = Progress()
         if self.resumed is not None:
             self._go_on(self.resumed)
@@ -282,36 +288,37 @@ class Run:
         for observer in self.observers:
             observer.on_epoch(progress, self.trainer)
         distributed.share_buffers(self.trainer.model, self.job.batch_norm)
-        score = self._score(self.validation)
-        if not score.loss < float("inf"):
+        score = None if self.validation is None else self._score(self.validation)
+        if score is None:
+            self._say_left_out(set())
+        try:
+            verdict = judge(score, progress, self.trainer.model)
+        except Diverged:
             if distributed.is_primary():
                 checkpoint.take_back(self.folder)
-            raise Diverged(f"the validation loss is not finite after step {progress.updates}, epoch {progress.epoch}")
-        is_best = (score.top1, -score.loss) > (progress.best, -progress.best_loss)  # of equal ones, the surer
-        if is_best:
-            progress.best, progress.best_loss, progress.best_epoch = score.top1, score.loss, progress.epoch
+            raise
         scalars = {
-            "train/loss": train_loss, "train/top1": train_top1, "validation/loss": score.loss,
-            "validation/top1": score.top1, "validation/top5": score.top5, **self.trainer.scalars(),
+            "train/loss": train_loss, "train/top1": train_top1, **verdict.scalars, **self.trainer.scalars(),
             "time/images_per_second": rate, "time/train_seconds": progress.seconds,
         }  # fmt: skip
         self.logbook.epoch(progress.epoch, scalars, self.trainer.model)
-        self.logbook.say(
-            f"epoch {progress.epoch}/{self.course.epochs}  train loss {train_loss:.4f} top-1 {train_top1:.2f} %  "
-            f"validation loss {score.loss:.4f} top-1 {score.top1:.2f} %" + ("  *" if is_best else "")
-        )
-        if is_best:
+        trained = f"train loss {train_loss:.4f} top-1 {train_top1:.2f} %"
+        self.logbook.say(f"epoch {progress.epoch}/{self.course.epochs}  {trained}{verdict.said}")
+        if verdict.kept:
             self.save(checkpoint.BEST)
         self.save(checkpoint.LAST)
 
     def _score(self, loader: Loader) -> Score:
         """The score of the trainer's model. Says which images were left out since the last score."""
         score = evaluate(self.trainer.model, loader, len(self.job.data.classes))
-        found = distributed.all_gather_union(loader.unreadable | self.course.loader(0).unreadable)
+        self._say_left_out(loader.unreadable)
+        return score
+
+    def _say_left_out(self, unreadable: set[str]) -> None:
+        found = distributed.all_gather_union(unreadable | self.course.loader(0).unreadable)
         for line in sorted(found - self.unreadable):
             self.logbook.say(f"left out: {line}")
         self.unreadable |= found
-        return score
 
     def save(self, name: str, keep: str | None = checkpoint.BEFORE) -> None:
         """Writes a checkpoint, in the first of all processes. What a last checkpoint replaces is kept as ``keep``."""
@@ -359,9 +366,10 @@ class Run:
         distributed.broadcast_model(self.trainer.model)
         score = self._score(job.loader("test", 4 * self.options.batch_size))
         self._heed(caught)
+        best_top1, last = (progress.best, "") if self.validation is not None else (None, NEWEST)
         summary = {
             "run": self.identity, "model": job.title, "parameters": self.parameters, "dataset": job.data.name,
-            "metric": "top1", "best": progress.best, "best_epoch": progress.best_epoch, "final": score.top1,
+            "metric": "top1", "best": best_top1, "best_epoch": progress.best_epoch, "final": score.top1,
             "correct": score.correct, "count": score.count, "unreadable": len(self.unreadable),
             "epochs": progress.epoch, "steps": progress.updates, "train_seconds": progress.seconds,
             "images_per_second": progress.images / max(progress.seconds, 1e-9),
@@ -373,14 +381,14 @@ class Run:
             write_json(self.folder / "summary.json", summary)
         self.logbook.say(
             f"test top-1 {score.top1:.2f} % ({score.correct} of {score.count}) with the checkpoint of epoch "
-            f"{progress.best_epoch}, {progress.seconds:.0f} s of training; {self.folder}"
+            f"{progress.best_epoch}{last}, {progress.seconds:.0f} s of training; {self.folder}"
         )
         for observer in self.observers:
             try:
                 observer.on_end(summary, self.trainer)
             except Exception as error:  # matplotlib and TensorBoard raise what they like; the result is on the disk
                 self.logbook.say(f"a figure could not be drawn: {reason(error)}")
-        return Finished(self.folder, progress.best, score.top1)
+        return Finished(self.folder, best_top1, score.top1)
 
     def close(self) -> None:
         with ExitStack() as stack:

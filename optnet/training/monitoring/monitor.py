@@ -84,8 +84,8 @@ class Monitor(Observer):
 
     @cached_property
     def shown(self) -> tuple[Tensor, Tensor]:
-        """The images of the validation split, with their labels, whose predictions are drawn."""
-        return self._some("validation")
+        """The images of the validation split, else of the training split, whose predictions are drawn; their labels."""
+        return self._some("validation" if len(self.data.validation) else "train")
 
     def _some(self, split: str) -> tuple[Tensor, Tensor]:
         """A few images drawn from a whole split, the same ones in every run, unaugmented."""
@@ -131,6 +131,7 @@ class Monitor(Observer):
         table = {key: value for key, value in self.settings.items() if key not in OPERATIONAL}
         table = board.hyperparameters(table, OPEN)
         results = {f"result/{key}": summary[key] for key in ("final", "best", "parameters", "train_seconds")}
+        results = {tag: value for tag, value in results.items() if value is not None}  # no best without validation
         board.add_hyperparameters(self.events, table, results, summary["epochs"])
 
     @contextmanager
