@@ -175,7 +175,7 @@ def test_free_is_another_word_for_learnable(how):
 @pytest.mark.parametrize("key", ["model.coefficients", "model.kwargs.coefficients"])
 def test_free_is_stored_as_learnable(key, tmp_path):
     request = register("train", Train, ["model=hbnet_small", f"runs={tmp_path}", "device=cpu", f"{key}=free"])
-    config = compose("train", Train, request)[0]
+    config = compose("train", Train, request)
     job = prepare(config)
     assert job.described["kwargs"]["coefficients"] == "learnable"
     assert config.model.coefficients == (None if "kwargs" in key else "learnable")

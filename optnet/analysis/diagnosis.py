@@ -103,9 +103,9 @@ def _check_size(program: Program) -> None:
 def distances(program: Program) -> dict[str, float]:
     """The distance (root mean square over the table) to every method of the library, nearest first.
 
-    Every method has its default constants; the program's own algorithm has the constants of the program. Methods that
-    call their operator at another number of points are left out. At equal distances the program's own algorithm is
-    first.
+    Every method has its default constants; the program's own algorithm has the constants of the program. Relaxations
+    of another method and methods that call their operator at another number of points are left out. At equal distances
+    the program's own algorithm is first.
 
     Raises:
         RequestError: the program has more than ``MOST_CALLS`` calls.
@@ -116,6 +116,8 @@ def distances(program: Program) -> dict[str, float]:
     found = {}
     for name in list_algorithms():
         method = find_algorithm(name)
+        if method.relaxation_of is not None and name != program.name:
+            continue
         own = {key: program.constants[key] for key in method.constants if key in program.constants}
         constants = own if name == program.name else {}
         try:

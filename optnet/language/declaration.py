@@ -50,6 +50,7 @@ class Algorithm:
         network: the defaults of a network that is built from it.
         tuned: (mu, L) -> the recommended constants for T = id - grad f / L, or None: its defaults.
         theorem: what it guarantees at its tuned constants, or None.
+        relaxation_of: the method that it is, with more terms of weight 0 for a network to learn, or None.
 
     Raises:
         AlgorithmError: the signature has no operator, no starting point, no ``steps``, or a constant without a default.
@@ -65,6 +66,7 @@ class Algorithm:
         network: NetworkDefaults | Mapping[str, Any] | None = None,
         tuned: Tuning | None = None,
         theorem: Theorem | None = None,
+        relaxation_of: str | None = None,
     ) -> None:
         self.function = function
         self.name = getattr(function, "__name__", "algorithm")
@@ -77,6 +79,7 @@ class Algorithm:
         self.network = self._network_defaults(network)
         self.tuned = tuned
         self.theorem = theorem
+        self.relaxation_of = relaxation_of
         self.operators: dict[str, bool] = {}
         self.starts: tuple[str, ...] = ()
         self.constants: dict[str, Any] = {}
@@ -252,13 +255,14 @@ def algorithm(
     network: NetworkDefaults | Mapping[str, Any] | None = None,
     tuned: Tuning | None = None,
     theorem: Theorem | None = None,
+    relaxation_of: str | None = None,
 ) -> Callable[[Callable[..., Any]], Algorithm]:
     """Decorator: makes a plain function an ``Algorithm`` and registers it under its name (see ``Algorithm``)."""
 
     def decorate(function: Callable[..., Any]) -> Algorithm:
         made = Algorithm(
             function, reference=reference, aliases=aliases, ancestor=ancestor, network=network, tuned=tuned,
-            theorem=theorem,
+            theorem=theorem, relaxation_of=relaxation_of,
         )  # fmt: skip
         for name in (made.name, *made.aliases):
             other = _REGISTRY.get(name)

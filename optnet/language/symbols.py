@@ -96,6 +96,10 @@ class Iterate:
             return self if mine == 1 else -self
         if other._recorder is not self._recorder:
             raise TraceError("an iterate of another trace was used: keep iterates inside the algorithm's function")
+        if mine == -theirs:
+            for whole, point, sign in ((self, other, mine), (other, self, theirs)):
+                if branch := self._recorder.branches.get((whole._name, point._name)):
+                    return Iterate(self._recorder, branch) if sign == 1 else -Iterate(self._recorder, branch)
         terms = {self._name: mine}
         terms[other._name] = terms.get(other._name, 0.0) + theirs
         return self._recorder.combine(terms)
@@ -195,6 +199,7 @@ class Recorder:
         self.instructions: list[Instruction] = []
         self.readings = readings
         self.calls: dict[str, int] = {}
+        self.branches: dict[tuple[str, str], str] = {}  # (T(v), v) -> F(v), which is T(v) - v
         self.taken = set(starts)
         self.most_calls = most_calls  # of one operator
 
@@ -217,5 +222,7 @@ class Recorder:
             raise TraceError(f"it has more than {self.most_calls} calls of {operator}")
         self.instructions.append(Apply(value, operator, index, argument._name))
         if self.readings[operator] == "residual":
-            return self.combine({argument._name: 1.0, value: 1.0})
+            whole = self.combine({argument._name: 1.0, value: 1.0})
+            self.branches[whole._name, argument._name] = value
+            return whole
         return Iterate(self, value)

@@ -1,7 +1,7 @@
 """The rule ``dynamic``: the weights of a sum follow from features, for each sample. Knows no layer and no network."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from optnet.language.program import Combine, Program
 
@@ -12,6 +12,15 @@ EPS = 1e-6
 def pooled(x: Tensor) -> Tensor:
     """The mean over all positions, (batch, channels). x is (batch, channels, ...); give tokens as ``x.mT``."""
     return x.reshape(x.shape[0], x.shape[1], -1).mean(2)
+
+
+@fx.wrap  # torch.fx.symbolic_trace does not look inside: it knows no number of dimensions
+def spread(w: Tensor, x: Tensor) -> list[Tensor]:
+    """Weights (batch, terms), each as (batch, 1, ...), so that they multiply x of shape (batch, ...)."""
+    parts: list[Tensor] = []
+    for part in w.unbind(1):
+        parts.append(part.reshape([-1] + [1] * (x.dim() - 1)))
+    return parts
 
 
 class Dynamic(nn.Module):
@@ -35,10 +44,7 @@ class Dynamic(nn.Module):
         z = pooled(x).type_as(self.slopes)
         z = z * (z.square().mean(1, keepdim=True) + self.eps).rsqrt()
         w = self.start + self.static + z @ self.slopes.reshape(self.start.shape[0], -1).t()
-        parts: list[Tensor] = []
-        for part in w.unbind(1):
-            parts.append(part.reshape([-1] + [1] * (x.dim() - 1)))
-        return parts
+        return spread(w, x)
 
     @torch.jit.ignore
     def shared(self) -> Tensor:

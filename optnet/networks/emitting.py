@@ -189,7 +189,8 @@ class Emitter:
         self.root.add_module(name, layer)
         self.layers.update((one.value, name) for one in calls)
         if self._declares(call.operator, "weighted", "sums"):
-            node = self.graph.call_module(name, (inputs, weights))
+            own = self.dynamic and weights is not None
+            node = self.graph.call_module(name, (inputs, None, weights) if own else (inputs, weights))
             if calls[0].value in self.folded and self._declares(call.operator, "fresh"):
                 self.fresh.add(node)
             return node

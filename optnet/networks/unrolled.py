@@ -228,7 +228,7 @@ def unroll(
     ...). If a factory or shared module has a true attribute ``weighted``, its layers are called
     ``layer(inputs, weights)`` with two lists, and they fold the weights into their last affine map (weights is None if
     all are 1). If a factory has a true attribute ``sums``, it makes one such layer for all fresh calls of a sum; under
-    ``dynamic`` its weights are (batch, 1, ...).
+    ``dynamic`` it is called ``layer(inputs, None, weights)`` with weights (batch, 1, ...).
 
     Args:
         algorithm: whatever ``optnet.trace`` takes, or a ``Program`` (then steps, reading and constants are its own).

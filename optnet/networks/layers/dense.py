@@ -30,16 +30,16 @@ class DenseSum(nn.Module):
         self.conv1 = style.conv(sum(in_chs), out_chs, kernel)
         self.drop1 = style.dropout(inner)
 
-    def forward(self, xs: list[Tensor], weights: list[Tensor] | None = None) -> Tensor:
-        """Weights are 0-d or (out channels,), or (batch, 1, 1, 1): these scale the convolution's input."""
+    def forward(
+        self, xs: list[Tensor], weights: list[Tensor] | None = None, per_sample: list[Tensor] | None = None
+    ) -> Tensor:
+        """Weights are 0-d or (out channels,). Those of each sample, (batch, 1, 1, 1), scale the convolution's input."""
         out = self.act1(self.norm1(torch.cat(xs, 1)))
+        if per_sample is not None:
+            out = out * self._repeated(torch.stack(per_sample).squeeze(2)).transpose(0, 1).type_as(out)
         scale: Tensor | None = None
         if weights is not None:
-            if weights[0].dim() > 1:
-                out = out * self._repeated(torch.stack(weights).squeeze(2)).transpose(0, 1).type_as(out)
-            else:
-                alpha = self._repeated(torch.stack(weights))
-                scale = alpha.unsqueeze(1).flatten(1).t().unsqueeze(-1).unsqueeze(-1)
+            scale = self._repeated(torch.stack(weights)).unsqueeze(1).flatten(1).t().unsqueeze(-1).unsqueeze(-1)
         return self.drop1(self.conv1(out, None, scale))
 
     def _repeated(self, alpha: Tensor) -> Tensor:
