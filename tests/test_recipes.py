@@ -81,7 +81,7 @@ def test_every_experiment_runs_a_step(name, tmp_path):
 
 @pytest.mark.parametrize("name", [name for name in ROWS if name.startswith("cifar")])
 @pytest.mark.parametrize("data", ["cifar10", "cifar100"])
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(4)
 def test_the_columns_of_the_table(name, data):
     """With and without +: all images are trained on, and without + dense layers drop a fifth."""
     dense = "_L" in name
@@ -130,7 +130,7 @@ MILLIONS = {
 
 
 @pytest.mark.parametrize("name", MILLIONS)
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(2)
 def test_networks_have_the_published_size(name):
     config, classes = composed(f"experiment={name}"), SHAPES[name.split("_")[0]][1]
     config.model.kwargs["device"] = "meta"
