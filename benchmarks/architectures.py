@@ -26,6 +26,7 @@ from rich.table import Table
 from torch import nn
 
 import optnet
+from optnet.networks import rules
 
 Builder = Callable[[], nn.Module]
 CIFAR, LARGE = (16, 32, 64), (64, 128, 256, 512)
@@ -81,20 +82,23 @@ def momentumnet(use_backprop: bool, steps: int = 12, width: int = 16) -> Builder
 SMALL, MIDDLE = (32, 3, 32, 32), (8, 3, 96, 96)
 FIXED = {"train": 1.03, "saved_bytes": 1.04}
 LEARNABLE = {"train": 1.12, "saved_bytes": 1.04}
-SKIPS = {"constants": {"skips": True}}
+NO_SKIPS = {"constants": {"skips": False}}
 CHECKPOINT = {"memory": "checkpoint"}
+ONE = {"constants": {"history": 1}}
+RULES = [name for name in rules.NAMES if name not in ("simplex", "doubly_stochastic")]
+"""Those that a heavy ball may have; its momentum has a negative weight."""
 ROWS: dict[str, Row] = {
     "HB-20 fixed": Row(ours("hbnet20_cifar", coefficients="fixed"), resnet(3), SMALL, FIXED),
     "HB-20 learnable": Row(ours("hbnet20_cifar"), resnet(3), SMALL, LEARNABLE, 20),
     "HB-18 fixed": Row(ours("hbnet18", coefficients="fixed"), ours("resnet18"), MIDDLE, FIXED),
     "HB-18 learnable": Row(ours("hbnet18"), ours("resnet18"), MIDDLE, LEARNABLE),
     "AGD-121 fixed": Row(ours("agdnet121", coefficients="fixed"), densenet121, MIDDLE),
-    "AGD-121 alpha": Row(ours("agdnet121"), densenet121, MIDDLE, {"train": 1.10, "saved_bytes": 1.06}),
+    "AGD-121 alpha": Row(ours("agdnet121", **NO_SKIPS), densenet121, MIDDLE, {"train": 1.10, "saved_bytes": 1.06}),
     "AGD-121 alpha, batch 16": Row(
-        ours("agdnet121"), densenet121, (16, 3, 96, 96), {"train": 1.10, "saved_bytes": 1.06}
+        ours("agdnet121", **NO_SKIPS), densenet121, (16, 3, 96, 96), {"train": 1.10, "saved_bytes": 1.06}
     ),
-    "AGD-121 alpha, beta": Row(ours("agdnet121", **SKIPS), densenet121, MIDDLE, {"train": 1.20, "saved_bytes": 1.15}),
-    "AGD-121 checkpoint": Row(ours("agdnet121", **CHECKPOINT), densenet121, MIDDLE, {"held_bytes": 0.5}),
+    "AGD-121 alpha, beta": Row(ours("agdnet121"), densenet121, MIDDLE, {"train": 1.20, "saved_bytes": 1.15}),
+    "AGD-121 checkpoint": Row(ours("agdnet121", **NO_SKIPS, **CHECKPOINT), densenet121, MIDDLE, {"held_bytes": 0.5}),
     "ADMM-20 fixed": Row(
         ours("admmnet20_cifar", coefficients="fixed"), two_stream("small", (3, 3, 3), CIFAR, 10), SMALL, {"train": 1.08}
     ),
@@ -104,6 +108,16 @@ ROWS: dict[str, Row] = {
     "ADMM-34 learnable": Row(
         ours("admmnet34"), two_stream("imagenet", (3, 4, 6, 3), LARGE, 1000), (4, 3, 96, 96), {"train": 1.08}
     ),
+    "ADMM-20 history 1": Row(
+        ours("admmnet20_cifar", **ONE), two_stream("small", (3, 3, 3), CIFAR, 10), SMALL, {"train": 1.08}
+    ),
+    "ADMM-34 history 1": Row(
+        ours("admmnet34", **ONE), two_stream("imagenet", (3, 4, 6, 3), LARGE, 1000), (4, 3, 96, 96), {"train": 1.08}
+    ),
+    "ADMM-56 history 1": Row(ours("admmnet56_cifar", **ONE), two_stream("small", (9, 9, 9), CIFAR, 10), SMALL),
+    "ADMM-56 learnable": Row(ours("admmnet56_cifar"), two_stream("small", (9, 9, 9), CIFAR, 10), SMALL),
+    **{f"HB-20 {rule}": Row(ours("hbnet20_cifar", coefficients=rule), resnet(3), SMALL) for rule in RULES},
+    **{f"HB-18 {rule}": Row(ours("hbnet18", coefficients=rule), ours("resnet18"), MIDDLE) for rule in RULES},
     "GD-34": Row(ours("gdnet34"), lambda: references.plain_cnn((6, 8, 12, 6), LARGE), MIDDLE),
     "Momentum ResNet": Row(momentum("keep"), momentumnet(True), SMALL),
     "Momentum ResNet checkpoint, invertible": Row(momentum("checkpoint"), momentumnet(False), SMALL),

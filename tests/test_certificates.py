@@ -1,17 +1,19 @@
 """Certificates of programs: known rates, true bounds, functions that attain them; every method of the library."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from helpers import METHODS, names
+from helpers import METHODS, crossed, some
 from torch import nn
 
 import optnet
 from optnet import RequestError, analysis, find_algorithm, list_algorithms, trace
 from optnet.algorithms.optimized import item_sizes, thetas
 from optnet.analysis import certificate, trials
+from optnet.analysis.figures import certificate_figure
 from optnet.analysis.interpolation import interpolant
 from optnet.language.tracing import traced
 
@@ -22,7 +24,7 @@ NESTEROV = {1: 6.00, 2: 10.00, 3: 15.13, 4: 21.35, 5: 28.66}
 """L |x_0 - x*|^2 over the worst gap of the primary sequence, known as numbers (Kim and Fessler 2016)."""
 
 
-@pytest.mark.parametrize("steps", NESTEROV)
+@pytest.mark.parametrize("steps", some(NESTEROV, 1, 4))
 def test_known_methods_get_their_known_rates(steps):
     found = analysis.certify(trace("heavy_ball", steps=steps), kappa=KAPPA)
     q = 1 / KAPPA
@@ -133,8 +135,7 @@ def test_a_function_through_samples_is_smooth_and_convex():
     assert (gap >= ((g - k) ** 2).sum(1) / 2 - 1e-6).all()  # exactly the condition of 1-smooth convex functions
 
 
-@pytest.mark.parametrize("method", METHODS, ids=names)
-@pytest.mark.parametrize("reading", ["map", "residual"])
+@pytest.mark.parametrize("method, reading", crossed(METHODS, ["map", "residual"]))
 def test_every_method_is_certified_or_refused_in_one_line(method, reading):
     program = traced(method, 2, reading=reading)
     try:
@@ -172,12 +173,46 @@ def test_without_pepit_a_note_names_the_extra(monkeypatch):
     assert found.attained is None and found.row("learned").measured
 
 
+def test_single_precision_is_consistent():
+    textbook = trace("heavy_ball", steps=4)
+    rounded = textbook.with_weights({key: float(np.float32(w)) for key, w in textbook.weights().items()})
+    found = analysis.certify(rounded, textbook)
+    assert 0 < found.inconsistency < 1e-6 and found.consistent
+    assert found.row("learned").convex == pytest.approx(found.row("textbook").convex, rel=1e-5)
+
+
+def test_an_inconsistent_program_is_unbounded_for_the_solver_too():
+    _, learned = moved("heavy_ball", 2, 0.3, 0)
+    assert analysis.worst_case_of(learned, 0.0, 1.0).value == math.inf
+
+
 def test_several_results_and_operators_are_explained():
     found = analysis.certify(traced(find_algorithm("merge_and_run"), 2, ["T", "P"], "residual"))
     assert found.notes == (
         "P is taken as the identity.", "The last iterate of its 2 results is judged.",
         "Its 2 starting points are taken as equal.",
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "dimensions, said", [(0, "no worst case"), (1, "a worst"), (2, "a worst"), (3, "the plane of")]
+)
+def test_a_worst_case_is_drawn_in_as_many_dimensions_as_it_has(dimensions, said):
+    found = analysis.certify(trace("gd", steps=2))
+    rng = np.random.default_rng(0)
+    points = rng.normal(size=(4, dimensions)) * (np.arange(4) > 0)[:, None]
+    H = np.diag(np.linspace(0.2, 1, dimensions))
+    samples = analysis.Samples(points, points @ H, np.einsum("ni,ij,nj->n", points, H, points) / 2)
+    figure = certificate_figure({"a$stage": replace(found, attained=samples if dimensions else None)})
+    first, *others = figure.axes
+    assert said in first.get_xlabel() + "".join(text.get_text() for text in first.texts)
+    assert [axes.get_title() for axes in others] == ["quadratic", "logistic regression"]
+    assert all(len(axes.lines) == 5 for axes in others)
+    if dimensions == 3:  # x*, x_0 and x_N alone, at their distances
+        (path,) = (line for line in first.lines if line.get_marker() == "o")
+        start, end = path.get_xydata()
+        assert np.linalg.norm(start) == pytest.approx(np.linalg.norm(points[1]))
+        assert np.linalg.norm(end - start) == pytest.approx(np.linalg.norm(points[-1] - points[1]))
 
 
 def test_the_trials_are_smooth_and_their_minima_known():

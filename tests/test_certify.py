@@ -30,7 +30,7 @@ def runs(tmp_path_factory):
         place = tmp_path_factory.mktemp(rule)
         model = Model("hbnet_small", blocks=[2, 3], widths=[4, 8], coefficients=rule)
         quiet = MonitorOptions(figures="none", graph=False)
-        train(place, model=model, epochs=2, optim=OptimOptions(coefficient_lr=0.1), monitor=quiet)
+        train(place, model=model, epochs=1, optim=OptimOptions(coefficient_lr=0.1), monitor=quiet)
         (folders[rule],) = (place / "runs").glob("*/*")
     return folders
 

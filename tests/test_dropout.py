@@ -96,6 +96,7 @@ def test_the_papers_layers_without_bottlenecks():
 
 @pytest.mark.parametrize("place", ["layers", "convolutions"])
 @pytest.mark.parametrize("layer", ["dense", "dense_bc"])
+@pytest.mark.sampled(2)
 def test_recomputed_layers_drop_the_same(layer, place):
     made = []
     for memory in ("keep", "checkpoint"):

@@ -95,7 +95,7 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_been(tmp_path):
 LIFTED = [name for name in trainers.TRAINERS if name != "backprop"]
 
 
-@pytest.mark.parametrize("trainer", some([*LIFTED, "average"], "mac", "average"))
+@pytest.mark.parametrize("trainer", some([*LIFTED, "average"], "average"))
 def test_every_trainer_does_without_a_validation_split(tmp_path, trainer):
     if trainer == "average":
         options = whole(trainer=BackpropOptions(average="ema", recalibrate=2), limit_batches=4)

@@ -81,7 +81,7 @@ def test_theorem_1_of_the_talk():
     """f(x_t) - f* <= 2 L |x_1 - x*|^2 / (t - 1) for gradient descent of step 1 / L that starts at x_1."""
     f, gradient, x_star, starts = log_sum_exp(0.01)
     method = find_algorithm("gradient_descent")
-    for start in starts:
+    for start in starts[:3]:
         x = start
         for t in range(2, 33):
             x = method(lambda v: v - gradient(v), x, steps=1)

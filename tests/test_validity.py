@@ -21,9 +21,9 @@ def vector(program):
 KNOWN = [method for method in METHODS if method.name not in ("pdhg", "three_step_mean")]
 
 
-@pytest.mark.parametrize("method, reading, scale", crossed(KNOWN, ["map", "residual"], [0.02, 0.3, 1.5]))
-def test_a_projection_is_valid_and_stays_where_it_is(method, reading, scale):
-    for steps, seed in ((1, 0), (2, 1), (3, 2), (6, 3)):
+@pytest.mark.parametrize("method, reading", crossed(KNOWN, ["map", "residual"]))
+def test_a_projection_is_valid_and_stays_where_it_is(method, reading):
+    for seed, (steps, scale) in enumerate(((1, 0.3), (2, 1.5), (3, 0.02), (3, 0.3), (6, 0.3), (6, 1.5))):
         textbook = traced(method, steps, reading=reading)
         learned = perturbed(textbook, scale, seed)
         found = analysis.nearest_valid(learned, textbook)
@@ -97,17 +97,10 @@ def test_a_longer_memory_keeps_the_differences_of_its_iterates():
     assert (x_0 + 2) ** 2 + (x_1 - 1) ** 2 + (x_2 - 2) ** 2 <= nearest + 1e-9
 
 
-def test_single_precision_is_consistent():
-    textbook = trace("heavy_ball", steps=4)
-    rounded = textbook.with_weights({key: float(np.float32(w)) for key, w in textbook.weights().items()})
-    found = analysis.certify(rounded, textbook, worst_cases=False)
-    assert 0 < found.inconsistency < 1e-6 and found.consistent
-
-
 def test_a_sum_without_iterates_cannot_be_made_consistent():
     program = Program(
         "lost", ("x",), (Apply("T0", "T", 0, "x"), Combine("x1", ("T0",), (2.0,))), ("x1",), "T", 1,
         readings={"T": "residual"},
     )  # fmt: skip
     with pytest.raises(RequestError, match="lost: x1 cannot be made consistent, because none of its terms"):
-        analysis.certify(program)
+        analysis.nearest_valid(program)

@@ -121,44 +121,63 @@ def certify(
     textbook = textbook or learned
     notes = list(_notes(learned))
     learned, textbook = _judged(learned, textbook)
-    if worst_cases:
-        try:
-            require()
-        except RequestError as error:
-            notes.append(f"{error}")
-            worst_cases = False
-    projected = nearest_valid(learned, textbook)
-    changes = np.array([w - v for w, v in zip(projected.weights().values(), learned.weights().values(), strict=True)])
     short = one_call_per_point(learned)
     gradients = len(short.calls(short.main))
-    if worst_cases and gradients > MOST_CALLS:
-        notes.append(f"The worst cases are left out: {gradients} gradients take too long; at most {MOST_CALLS} do.")
+    if worst_cases and (why := _why_no_worst_cases(gradients)):
+        notes.append(why)
         worst_cases = False
-    programs = dict(zip(OWN, (learned, projected, textbook), strict=True))
-    compared: dict[str, tuple[Program | None, Program | None]] = {name: (one, one) for name, one in programs.items()}
-    for name in dict.fromkeys((*CONVEX, *STRONGLY_CONVEX)):
-        compared[name] = (
+    projected = nearest_valid(learned, textbook)
+    changes = np.array([w - v for w, v in zip(projected.weights().values(), learned.weights().values(), strict=True)])
+    off = inconsistency(learned)
+    exact = nearest_consistent(learned, textbook) if off <= CONSISTENT else learned  # rounding errors have no bound
+    drawn = _worst(projected, inf, attained=True) if worst_cases else None
+
+    def worst(program: Program | None, k: float) -> float | None:
+        if program is None or drawn is None:
+            return None
+        return (drawn if k == inf and _text(program) == _text(projected) else _worst(program, k)).value
+
+    pairs: dict[str, tuple[Program | None, Program | None]] = {
+        "learned": (exact, exact), "projected": (projected, projected), "textbook": (textbook, textbook),
+        **_library(gradients, kappa),
+    }  # fmt: skip
+    rows = tuple(
+        Row(
+            name, worst(first, inf), worst(second, kappa),
+            {trial.name: ratio(first, trial) for trial in trials()} if first else {},
+        )
+        for name, (first, second) in pairs.items()
+    )  # fmt: skip
+    return Certificate(
+        name=learned.name, iterations=learned.iterations, gradients=gradients, kappa=kappa, inconsistency=off,
+        stability=stability(learned, textbook), distance=float(np.linalg.norm(changes)),
+        largest_change=float(np.abs(changes).max(initial=0.0)),
+        nearest=nearest(replace(learned, constants=textbook.constants)),
+        programs=dict(zip(OWN, (learned, projected, textbook), strict=True)), rows=rows,
+        solver=drawn.solver if drawn else "", attained=drawn.attained if drawn else None, notes=tuple(notes),
+    )  # fmt: skip
+
+
+def _why_no_worst_cases(gradients: int) -> str:
+    """Why worst cases cannot be computed; empty if they can."""
+    if gradients > MOST_CALLS:
+        return f"The worst cases are left out: {gradients} gradients take too long; at most {MOST_CALLS} do."
+    try:
+        require()
+    except RequestError as error:
+        return str(error)
+    return ""
+
+
+def _library(gradients: int, kappa: float) -> dict[str, tuple[Program | None, Program | None]]:
+    """The library's methods for convex, and those for strongly convex functions."""
+    return {
+        name: (
             library_method(name, gradients, inf) if name in CONVEX else None,
             library_method(name, gradients, kappa) if name in STRONGLY_CONVEX else None,
         )
-    rows = []
-    if inconsistency(learned) <= CONSISTENT:  # without its rounding errors, which have no bound
-        exact = nearest_consistent(learned, textbook)
-        compared["learned"] = (exact, exact)
-    for name, (first, second) in compared.items():
-        pairs = ((first, inf), (second, kappa))
-        worst = [_worst(one, k).value if one and worst_cases else None for one, k in pairs]
-        measured = {trial.name: ratio(first, trial) for trial in trials()} if first else {}
-        rows.append(Row(name, worst[0], worst[1], measured))
-    seen = _worst(projected, inf) if worst_cases else None
-    return Certificate(
-        name=learned.name, iterations=learned.iterations, gradients=gradients, kappa=kappa, programs=programs,
-        inconsistency=inconsistency(learned), stability=stability(learned, textbook),
-        nearest=nearest(replace(learned, constants=textbook.constants)),
-        distance=float(np.linalg.norm(changes)), largest_change=float(np.abs(changes).max(initial=0.0)),
-        rows=tuple(rows), solver=seen.solver if seen else "", attained=seen.attained if seen else None,
-        notes=tuple(notes),
-    )  # fmt: skip
+        for name in dict.fromkeys((*CONVEX, *STRONGLY_CONVEX))
+    }
 
 
 def trials() -> tuple[Trial, ...]:
@@ -197,18 +216,22 @@ def _judged(learned: Program, textbook: Program) -> tuple[Program, Program]:
     return replace(learned, results=(learned.results[chosen],)), replace(textbook, results=(textbook.results[chosen],))
 
 
-def _worst(program: Program, kappa: float) -> WorstCase:
+def _worst(program: Program, kappa: float, attained: bool = False) -> WorstCase:
     """Of the gap over convex functions (kappa infinite), or of the distance over strongly convex ones."""
     if inconsistency(program) > CONSISTENT:
         return WorstCase(inf, "")
-    return _worst_of(replace(one_call_per_point(program), name="", constants={}).to_json(), kappa)
+    return _worst_of(_text(program), kappa, attained)
+
+
+def _text(program: Program) -> str:
+    """What a program computes, and nothing else, so that equal ones are solved once."""
+    return replace(one_call_per_point(program), name="", constants={}).to_json()
 
 
 @lru_cache(maxsize=256)
-def _worst_of(text: str, kappa: float) -> WorstCase:
-    """``_worst`` of a program as text, without what it does not compute, so that equal ones are solved once."""
+def _worst_of(text: str, kappa: float, attained: bool) -> WorstCase:
     metric = "gap" if kappa == inf else "distance"
-    return worst_case_of(Program.from_json(text), 1 / kappa, 1.0, metric=metric, attained=kappa == inf)
+    return worst_case_of(Program.from_json(text), 1 / kappa, 1.0, metric=metric, attained=attained)
 
 
 def library_method(name: str, gradients: int, kappa: float) -> Program:

@@ -111,7 +111,7 @@ def nearest_valid(learned: Program, textbook: Program | None = None) -> Program:
     for replaced in (False, True):  # at last all sums get the textbook's memory
         if _stability(found, targets).stable:
             return found
-        found = _stabilised(found, learned, textbook, targets, textbooks=replaced)
+        found = nearest_consistent(_stabilised(found, learned, textbook, targets, textbooks=replaced), textbook)
     return found
 
 

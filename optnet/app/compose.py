@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,14 @@ Prepare = Callable[[Sequence[tuple[Any, Sequence[str]]]], Sequence[Any]]
 
 _PREPARED: list[Any] = []
 """The requests of this command that are prepared and not yet run; each has its ``config``."""
+
+
+def choose(value: Any, table: Mapping[Any, Any], otherwise: Any) -> Any:
+    """``${choose:VALUE,{WORD:RESULT,...},OTHERWISE}`` in a file of conf/: what a table has for a value."""
+    return table.get(value, otherwise)
+
+
+OmegaConf.register_new_resolver("choose", choose, replace=True)  # here: processes of a cluster only import this module
 
 MODES = ("run", "multirun", "cfg", "info", "help", "hydra_help", "shell_completion")
 """Hydra's options of which a command can have one."""
