@@ -51,7 +51,7 @@ def test_each_image_has_the_network_of_its_own_weights(family):
 
 
 def test_it_is_this_equation():
-    """Heavy ball on tanh layers, written out: w = w_0 + b + A z, z = the mean over positions / its root mean square."""
+    """Heavy ball on tanh layers, written out: w = w_0 + b + A z, z = the mean over positions / its norm."""
     layers = [torch.nn.Sequential(torch.nn.Conv2d(4, 4, 1), torch.nn.Tanh()).double() for _ in range(4)]
     network = learned(optnet.unroll(
         "heavy_ball", steps=4, operators={"T": lambda call: layers[call.index]}, reading="residual", beta=0.5,
@@ -64,7 +64,7 @@ def test_it_is_this_equation():
         previous = x = start
         for k, (layer, row) in enumerate(zip(layers, sums, strict=True)):
             z = torch.stack([image.reshape(4, 25).sum(1) / 25 for image in x])
-            z = torch.stack([features / ((features**2).sum() / 4 + EPS).sqrt() for features in z])
+            z = torch.stack([features / ((features**2).sum() + EPS).sqrt() for features in z])
             A = row.slopes.reshape(-1, 4)
             terms = (previous, x, layer(x)) if k else (x, layer(x))
             w = torch.tensor([-0.5, 1.5, 1.0] if k else [1.0, 1.0]) + row.static

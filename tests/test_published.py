@@ -5,6 +5,9 @@ import torch
 from helpers import settle
 
 import optnet
+from optnet.app.compose import compose, register
+from optnet.app.config import Train
+from optnet.app.train import prepare
 from optnet.networks.dynamic import EPS
 from optnet.networks.unrolled import coefficient_names, unrolled_in
 
@@ -57,13 +60,13 @@ def hyper_connections(network, F, x):
 
 
 def dynamic_hyper_connections(network, F, x):
-    """The same, but A_m, A_r and B are b + A z for each image; z: the second stream, pooled, over its RMS."""
+    """The same, but A_m, A_r and B are b + A z for each image; z: the second stream, pooled, over its norm."""
     (stage,) = unrolled_in(network).values()
     sums = [stage.body.get_submodule(stage.rows[row.value]) for row in stage.program.combines]
     h = torch.stack([x, x])
     for k, layer in enumerate(F):
         z = h[1].mean((2, 3))
-        z = z / (z.square().mean(1, keepdim=True) + EPS).sqrt()
+        z = z / (z.square().sum(1, keepdim=True) + EPS).sqrt()
         A_m, *both = (
             row.start + row.static + torch.einsum("tc,bc->bt", row.slopes.reshape(-1, z.shape[1]), z)
             for row in sums[3 * k : 3 * k + 3]
@@ -173,3 +176,10 @@ def test_it_starts_as_resnet(name, layer):
     assert not resnet.load_state_dict(network.state_dict(), strict=False).missing_keys
     images = torch.randn(2, 1, 8, 8, dtype=torch.float64)
     torch.testing.assert_close(network(images), resnet(images), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["denseformer", "hb", "lm_resnet", "momentum_resnet"])
+def test_an_alias_is_a_name_on_the_command_line_too(name):
+    config = compose("train", Train, register("train", Train, [f"algorithm={name}"]))
+    assert optnet.find_algorithm(config.algorithm["name"]) is optnet.find_algorithm(name)
+    assert prepare(config).model.programs[0].start.name == optnet.find_algorithm(name).name

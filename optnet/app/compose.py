@@ -32,6 +32,7 @@ from optnet.app.guide import guide
 from optnet.app.refusal import one_line, refused, wrong_type
 from optnet.data import DataOptions
 from optnet.errors import AlgorithmError, ConfigError, RequestError
+from optnet.language.declaration import registered
 from optnet.language.lookup import find_algorithm, list_algorithms
 from optnet.networks.zoo import list_models
 from optnet.options import check, expand_paths, one_of, settle_words, tables
@@ -179,7 +180,8 @@ def register(name: str, schema: Schema, arguments: list[str]) -> list[str]:
         if key == "model":
             models.update(value for value in values.split(",") if timm.is_model(value))
         elif key == "algorithm":
-            algorithms.update(value for value in values.split(",") if ":" in value or "." in value)
+            aliases = registered()
+            algorithms.update(v for v in values.split(",") if ":" in v or "." in v or v in aliases)
             argument = argument.replace("/", "|")
         written.append(argument)
     for model in models:

@@ -6,7 +6,7 @@ from torch import Tensor, fx, nn
 from optnet.language.program import Combine, Program
 
 EPS = 1e-6
-"""Added to the mean square of the features before its root."""
+"""Added to the square of the features' norm before its root."""
 
 
 def pooled(x: Tensor) -> Tensor:
@@ -24,10 +24,11 @@ def spread(w: Tensor, x: Tensor) -> list[Tensor]:
 
 
 class Dynamic(nn.Module):
-    """The weights of one sum: ``w_0 + b + A z``, z = pooled x over its root mean square; (batch, 1, ...) for each term.
+    """The weights of one sum: ``w_0 + b + A z``, z = pooled x over its norm; (batch, 1, ...) for each term.
 
-    b and A are vectors that start at 0. b is the part that all samples share: z = 0 gives ``w_0 + b``. So are the
-    weights of dynamic hyper-connections (Zhu et al. 2024), but for their bound by tanh.
+    b and A are vectors that start at 0. b is the part that all samples share: z = 0 gives ``w_0 + b``. As |z| = 1, a
+    step of the optimizer moves A z as much as b, whatever the width. So are the weights of dynamic hyper-connections
+    (Zhu et al. 2024), but for their scale and their bound by tanh.
     """
 
     start: Tensor
@@ -42,7 +43,7 @@ class Dynamic(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         z = pooled(x).type_as(self.slopes)
-        z = z * (z.square().mean(1, keepdim=True) + self.eps).rsqrt()
+        z = z * (z.square().sum(1, keepdim=True) + self.eps).rsqrt()
         w = self.start + self.static + z @ self.slopes.reshape(self.start.shape[0], -1).t()
         return spread(w, x)
 
