@@ -91,7 +91,9 @@ def test_exported_it_takes_any_batch(family, tmp_path):
         wanted = model(images)
         exported = torch.export.export(model, (example,), dynamic_shapes=({0: batch},))
         torch.testing.assert_close(exported.module()(images), wanted, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(torch.fx.symbolic_trace(model)(images), wanted)
+        compiled = torch.compile(model, backend="eager", fullgraph=True)
+        for made in (torch.fx.symbolic_trace(model), compiled):
+            torch.testing.assert_close(made(images), wanted)
         scripted = torch.jit.script(copy.deepcopy(model))
         torch.testing.assert_close(scripted(images), wanted, rtol=1e-4, atol=1e-5)
 
