@@ -14,6 +14,9 @@ from optnet.language.program import Combine, Program
 from optnet.networks.constants import constants
 from optnet.networks.tables import SLACK, Array, Plan, Table
 
+SAME = 1e-9
+"""The largest difference of two multiples that counts as none."""
+
 
 class _Terms:
     """What the terms of a program's sums are. Each method returns something for every term of a sum, or its places."""
@@ -29,9 +32,30 @@ class _Terms:
         for call in program.applies:  # P of a sum of iterates is one, also where sums alone read it
             if call.operator != program.main and self.iterates.intersection(sums.get(call.argument, ())):
                 self.iterates.add(call.value)
+        self.sizes = self._sizes()
+
+    def _sizes(self) -> dict[str, float]:
+        """Which multiple of an iterate each value is where all iterates are one fixed point.
+
+        It is 0 for a residual call F and for a dual, and 2 for the sum of two streams. Where a program has no fixed
+        point, all values but F count as 1.
+        """
+        program, sizes = self.program, dict.fromkeys(self.program.starts, 1.0)
+        for one in program.instructions:
+            if isinstance(one, Combine):
+                sizes[one.value] = sum(w * sizes[term] for term, w in zip(one.terms, one.weights, strict=True))
+            else:
+                sizes[one.value] = 0.0 if one.value in self.residual else sizes[one.argument]
+        if all(abs(sizes[call.argument] - 1) <= SAME for call in program.calls(program.main)):
+            return {value: 0.0 if abs(size) <= SAME else size for value, size in sizes.items()}
+        return {value: float(value not in self.residual) for value in sizes}
+
+    def multiples(self, row: Combine) -> Array:
+        """The sizes of the terms. A sum keeps multiples @ weights, so that fixed points stay fixed points."""
+        return np.array([self.sizes[term] for term in row.terms])
 
     def kept(self, row: Combine) -> Array:
-        """Whether the weight is in the sum that a rule keeps; a residual call F is 0 at a fixed point."""
+        """Whether a rule restricts the weight; that of a residual call F is free."""
         return np.array([term not in self.residual for term in row.terms])
 
     def memory(self, row: Combine) -> Array:
@@ -50,11 +74,14 @@ class _Terms:
 
 
 def consistent(program: Program) -> Iterator[Plan]:
-    """Every sum keeps the sum of its weights, so that a fixed point of T stays one. Residual calls F do not count."""
+    """Every sum keeps the sum of its weights, so that a fixed point of T stays one. Residual calls F do not count.
+
+    A term counts as the multiple of an iterate that it is: the sum of two streams twice, a dual not at all.
+    """
     terms = _Terms(program)
     for row in program.combines:
-        kept = terms.kept(row)
-        yield Plan((row,), np.hstack([_free(~kept), _differences(kept)]))
+        multiples = terms.multiples(row)
+        yield Plan((row,), np.hstack([_free(multiples == 0), _differences(multiples)]))
 
 
 def simplex(program: Program) -> Iterator[Plan]:
@@ -89,6 +116,10 @@ def stable(program: Program) -> Iterator[Plan]:
         if residual and not alone:
             yield Plan((row,), _free(~kept)) if negative else _average(terms, row, "stable")
             continue
+        multiples = terms.multiples(row)
+        if not np.isin(multiples[kept], (0, 1)).all():
+            yield Plan((row,), _free(~kept))
+            continue
         centre = weights.copy()
         if residual and (memory == kept).all():
             order = terms.newest_first(row)
@@ -108,7 +139,7 @@ def stable(program: Program) -> Iterator[Plan]:
                 f"coefficients=stable: {row.value} of {program.name} starts outside ({_written(row)}); take "
                 f"coefficient_init=ancestor, or coefficients=consistent"
             )
-        yield Plan((row,), np.hstack([_free(~kept), _differences(kept)]), centre=centre, sums=sums)
+        yield Plan((row,), np.hstack([_free(~kept), _differences(kept * multiples)]), centre=centre, sums=sums)
 
 
 def doubly_stochastic(program: Program) -> Iterator[Plan]:
@@ -151,7 +182,7 @@ def _matrix(program: Program, rows: tuple[Combine, ...], terms: tuple[str, ...])
         )
     inside = np.zeros(len(weights), dtype=bool)
     inside[where] = True
-    zero_sum = _differences(np.ones(n, dtype=bool))
+    zero_sum = _differences(np.ones(n))
     directions = np.zeros((len(weights), (n - 1) ** 2))
     directions[where.flatten()] = np.einsum("ia,jb->ijab", zero_sum, zero_sum).reshape(n * n, -1)
     centre = weights.copy()
@@ -160,18 +191,19 @@ def _matrix(program: Program, rows: tuple[Combine, ...], terms: tuple[str, ...])
 
 
 def _average(terms: _Terms, row: Combine, rule: str) -> Plan:
-    """A sum whose weights, but those of residual calls, are not negative and keep their sum."""
-    kept, weights = terms.kept(row), np.array(row.weights)
+    """A sum whose weights, but those of residual calls, are not negative and keep their sum, times their multiples."""
+    kept, weights, multiples = terms.kept(row), np.array(row.weights), terms.multiples(row)
     if (weights[kept] < 0).any():
         raise ModelError(
             f"coefficients={rule}: {row.value} of {terms.program.name} starts with a negative weight "
             f"({min(row.weights):g}); take coefficient_init=ancestor, or coefficients=consistent"
         )
-    if not weights[kept].sum():
+    total = multiples @ weights
+    if not total or (multiples[kept] <= 0).any():
         return Plan((row,), _free(~kept))
     centre = weights.copy()
-    centre[kept] = weights[kept].sum() / kept.sum()
-    return Plan((row,), np.hstack([_free(~kept), _differences(kept)]), centre=centre, nonnegative=kept.tolist())
+    centre[kept] = total / kept.sum() / multiples[kept]
+    return Plan((row,), np.hstack([_free(~kept), _differences(multiples)]), centre=centre, nonnegative=kept.tolist())
 
 
 def _free(free: Array) -> Array:
@@ -179,13 +211,17 @@ def _free(free: Array) -> Array:
     return np.eye(len(free))[:, free]
 
 
-def _differences(kept: Array) -> Array:
-    """An orthonormal basis of the directions in which the sum of the weights stays, (weights, kept weights - 1)."""
-    places = np.flatnonzero(kept)
-    basis = np.zeros((len(kept), max(len(places) - 1, 0)))
+def _differences(multiples: Array) -> Array:
+    """A basis of the directions in which multiples @ weights stays, (weights, non-zero multiples - 1).
+
+    It is orthonormal if they are 1.
+    """
+    places = np.flatnonzero(multiples)
+    basis = np.zeros((len(multiples), max(len(places) - 1, 0)))
     for i in range(1, len(places)):
         basis[places[:i], i - 1] = 1 / np.sqrt(i * (i + 1))
         basis[places[i], i - 1] = -i / np.sqrt(i * (i + 1))
+    basis[places] /= multiples[places, None]
     return basis
 
 
