@@ -105,6 +105,13 @@ def check(rule, model, tolerance=1e-6):
                 assert np.abs(np.linalg.eigvals(companion)).max() < 1 + 1e-5
 
 
+@pytest.mark.parametrize("beta", [0.1, 0.3, 0.7, 0.9])
+def test_rounding_takes_no_freedom(beta):
+    """1 + beta - beta is not always 1 to the last digit."""
+    program = optnet.trace("heavy_ball", steps=5, reading="residual", constants={"beta": beta})
+    assert [block.directions for block in table("stable", program).blocks] == [1, 2, 2, 2, 2]
+
+
 @pytest.mark.parametrize("rule, family", crossed(NAMES, FAMILIES, without=lambda *case: case in CANNOT))
 @pytest.mark.sampled(4)
 def test_a_rule_is_kept_at_every_step(rule, family):

@@ -11,7 +11,7 @@ import numpy as np
 
 from optnet.analysis.diagnosis import nearest
 from optnet.analysis.quadratics import constants_for
-from optnet.analysis.scalars import run_on_scalars
+from optnet.analysis.scalars import multiples
 from optnet.analysis.trials import Trial, logistic_regression, quadratic, ratio
 from optnet.analysis.validity import (
     CONSISTENT,
@@ -210,8 +210,8 @@ def _notes(learned: Program) -> Iterator[str]:
 
 def _judged(learned: Program, textbook: Program) -> tuple[Program, Program]:
     """The two programs with one result: the last that is an iterate, and no dual, in the textbook."""
-    sizes = run_on_scalars(textbook, np.ones(1))
-    iterates = [i for i, result in enumerate(textbook.results) if abs(sizes[result][0] - 1) <= CONSISTENT]
+    sizes = multiples(textbook)
+    iterates = [i for i, result in enumerate(textbook.results) if abs(sizes[result] - 1) <= CONSISTENT]
     chosen = iterates[-1] if iterates else -1
     return replace(learned, results=(learned.results[chosen],)), replace(textbook, results=(textbook.results[chosen],))
 

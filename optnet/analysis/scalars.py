@@ -6,7 +6,7 @@ w = 1 - lambda / L. Every operator other than the main one is the identity.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,8 @@ from optnet.errors import RequestError
 from optnet.language.program import Apply, Instruction, Program
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
+ROUNDING = 1e-9
+"""How far rounding takes a multiple of a fixed point from a whole number at most."""
 
 
 def check_range(mu: float, L: float) -> None:
@@ -27,6 +29,21 @@ def run_on_scalars(program: Program, w: Array) -> dict[str, Array]:
     """Every value of the program for starts of 1. The main operator multiplies by ``w``, the others by 1."""
     starts = {name: np.ones(np.shape(w)) for name in program.starts}
     return interpret(program.instructions, starts, lambda call, x: factor(program, call, w) * x)
+
+
+def multiples(program: Program, starts: Mapping[str, float] | None = None) -> dict[str, float]:
+    """Which multiple of a fixed point of T every value is.
+
+    It is 0 for a residual call F and for a dual, and 2 for the sum of two streams. Where only rounding keeps a multiple
+    from a whole number, it is that number: 1.9 - 0.9 is 1.
+
+    Args:
+        starts: those of the starting points; by default 1.
+    """
+    values = {name: np.full(1, (starts or {}).get(name, 1.0)) for name in program.starts}
+    found = interpret(program.instructions, values, lambda call, x: factor(program, call, 1.0) * x)
+    exact = {value: float(size[0]) for value, size in found.items()}
+    return {value: float(round(size)) if abs(size - round(size)) <= ROUNDING else size for value, size in exact.items()}
 
 
 def last_result(program: Program, w: Array) -> Array:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from optnet.analysis.diagnosis import amplification, amplification_limit, canonical_table
-from optnet.analysis.scalars import Array, is_residual, run_on_scalars
+from optnet.analysis.scalars import Array, is_residual, multiples
 from optnet.errors import RequestError
 from optnet.language.program import Apply, Combine, Program
 
@@ -142,7 +142,7 @@ class _Targets:
     def __init__(self, learned: Program, textbook: Program) -> None:
         known: dict[str, float] = {}
         if inconsistency(textbook) <= ROUNDING:
-            known = {value: float(size[0]) for value, size in run_on_scalars(textbook, np.ones(1)).items()}
+            known = multiples(textbook)
         self.name = learned.name
         self.of = dict.fromkeys(learned.starts, 1.0)
         for one in learned.instructions:

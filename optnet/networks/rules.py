@@ -9,13 +9,11 @@ from itertools import groupby
 
 import numpy as np
 
+from optnet.analysis.scalars import multiples
 from optnet.errors import ModelError
 from optnet.language.program import Combine, Program
 from optnet.networks.constants import constants
 from optnet.networks.tables import SLACK, Array, Plan, Table
-
-SAME = 1e-9
-"""The largest difference of two multiples that counts as none."""
 
 
 class _Terms:
@@ -35,20 +33,11 @@ class _Terms:
         self.sizes = self._sizes()
 
     def _sizes(self) -> dict[str, float]:
-        """Which multiple of an iterate each value is where all iterates are one fixed point.
-
-        It is 0 for a residual call F and for a dual, and 2 for the sum of two streams. Where a program has no fixed
-        point, all values but F count as 1.
-        """
-        program, sizes = self.program, dict.fromkeys(self.program.starts, 1.0)
-        for one in program.instructions:
-            if isinstance(one, Combine):
-                sizes[one.value] = sum(w * sizes[term] for term, w in zip(one.terms, one.weights, strict=True))
-            else:
-                sizes[one.value] = 0.0 if one.value in self.residual else sizes[one.argument]
-        if all(abs(sizes[call.argument] - 1) <= SAME for call in program.calls(program.main)):
-            return {value: 0.0 if abs(size) <= SAME else size for value, size in sizes.items()}
-        return {value: float(value not in self.residual) for value in sizes}
+        """The ``multiples`` of all values. Where a program has no fixed point, all values but F count as 1."""
+        found = multiples(self.program)
+        if all(found[call.argument] == 1 for call in self.program.calls(self.program.main)):
+            return found
+        return {value: float(value not in self.residual) for value in found}
 
     def multiples(self, row: Combine) -> Array:
         """The sizes of the terms. A sum keeps multiples @ weights, so that fixed points stay fixed points."""

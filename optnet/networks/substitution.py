@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-import numpy as np
 from torch import nn
 
-from optnet.analysis.scalars import interpret, is_residual
+from optnet.analysis.scalars import multiples
 from optnet.errors import ModelError
 from optnet.language.program import Combine, Program, unique
 from optnet.networks.design import StageProgram
@@ -58,7 +57,8 @@ def learned_programs(model: nn.Module) -> dict[str, Learned]:
             spread = max(spread, float(weights.detach().reshape(terms, -1).std(1, unbiased=False).max()))
         textbook = textbooks.get(stage, module.textbook)  # with the terms of a start of another shape, too
         sizes = {start: before.get(start, 1.0) for start in textbook.starts}
-        before = _sizes(textbook, sizes)
+        handed = multiples(textbook, sizes)
+        before = {result: handed[result] for result in textbook.results}  # the next stage starts from them
         program = module.program.with_weights(values.get(stage, {}))
         found[stage] = Learned(
             _from_one(program, sizes), _from_one(textbook, sizes), own.get(stage, {}), spread, module.per_sample
@@ -71,18 +71,9 @@ def stage_name(number: int) -> str:
     return f"stages.{number}.unrolled"
 
 
-def _sizes(program: Program, sizes: Mapping[str, float]) -> dict[str, float]:
-    """The results of a program where all iterates are 1 and T = id, if the next stage starts from them."""
-    values = interpret(
-        program.instructions, {start: np.full(1, size) for start, size in sizes.items()},
-        lambda call, x: x * (not is_residual(program, call)),
-    )  # fmt: skip
-    return {result: float(values[result][0]) for result in program.results}
-
-
 def _from_one(program: Program, sizes: Mapping[str, float]) -> Program:
     """The program from one point, of which its own starting points are multiples; unchanged if all are that point."""
-    if all(abs(sizes[start] - 1) <= 1e-9 for start in program.starts):
+    if all(sizes[start] == 1 for start in program.starts):
         return program
     taken = {*program.operators, *program.starts, *(one.value for one in program.instructions)}
     point = unique(program.starts[0], taken)
