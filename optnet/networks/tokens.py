@@ -175,6 +175,9 @@ class TokenNetwork(Trunk, VisionTransformer):
             {name: value for name, value in given.items() if name not in NAMES},
         )
 
+    def sizes(self) -> dict[str, Any]:
+        return {"depth": len(self.feature_info), "embed_dim": self.widths[0], **self.vit}
+
     def with_programs(self, programs: Sequence[StageProgram], **options: Any) -> Self:
         first = next(self.parameters())
         return type(self)(

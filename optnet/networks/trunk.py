@@ -42,6 +42,10 @@ class Trunk(nn.Module):
     first_parameters = "^stem"
     """The parameters before the first stage, as a pattern."""
 
+    def sizes(self) -> dict[str, Any]:
+        """The arguments that say how large the network is, by their names."""
+        raise NotImplementedError
+
     def with_programs(self, programs: Sequence[StageProgram], **options: Any) -> Self:
         """A network of the same sizes with other programs, and its own parameters.
 
