@@ -16,14 +16,14 @@ from optnet.language.symbols import Iterate, Operator, identity
 def momentum(
     T: Operator, x: Iterate, steps: int, *, beta: float = 0.9, step: float = 1.0, P: Operator = identity
 ) -> Iterate:
-    """v_{k+1} = P(beta v_k + step (T(x_k) - x_k)),  x_{k+1} = x_k + v_{k+1},  v_0 = 0
+    """v_{k+1} = P(step (T(x_k) - x_k) + beta v_k),  x_{k+1} = x_k + v_{k+1},  v_0 = 0
 
     P acts on the velocity: a norm in YuriiFormer and TMMFormer. With P = identity this is ``heavy_ball``.
     As a network it learns more weights than heavy ball, because v_{k+1} has its own.
     """
     v: Iterate | float = 0.0
     for _ in range(steps):
-        v = P(beta * v + step * (T(x) - x))
+        v = P(step * (T(x) - x) + beta * v)
         x = x + v
     return x
 
@@ -44,7 +44,7 @@ def nesterov_momentum(
     nu: float = 1.0,
     P: Operator = identity,
 ) -> Iterate:
-    """y_k = x_k + lookahead v_k,  v_{k+1} = P(beta v_k + step (T(y_k) - y_k)),  x_{k+1} = x_k + nu v_{k+1},  v_0 = 0
+    """y_k = x_k + lookahead v_k,  v_{k+1} = P(step (T(y_k) - y_k) + beta v_k),  x_{k+1} = x_k + nu v_{k+1},  v_0 = 0
 
     By default lookahead = beta; with P = identity this is then ``nesterov`` with a constant beta. Other values of beta,
     lookahead and step give every method with two iterates, ``triple_momentum`` (but for its last extrapolation) too.
@@ -53,7 +53,7 @@ def nesterov_momentum(
     v: Iterate | float = 0.0
     for _ in range(steps):
         y = x + (beta if lookahead is None else lookahead) * v
-        v = P(beta * v + step * (T(y) - y))
+        v = P(step * (T(y) - y) + beta * v)
         x = x + nu * v
     return x
 
@@ -76,8 +76,8 @@ def lie_trotter_momentum(
     nu: float = 1.0,
     P: Operator = identity,
 ) -> Iterate:
-    """y_k = x_k + lookahead v_k,  v'_k = P(beta v_k + step (A(y_k) - y_k)),  x'_k = x_k + nu v'_k
-    y'_k = x'_k + lookahead v'_k,  v_{k+1} = P(beta v'_k + step (M(y'_k) - y'_k)),  x_{k+1} = x'_k + nu v_{k+1}
+    """y_k = x_k + lookahead v_k,  v'_k = P(step (A(y_k) - y_k) + beta v_k),  x'_k = x_k + nu v'_k
+    y'_k = x'_k + lookahead v'_k,  v_{k+1} = P(step (M(y'_k) - y'_k) + beta v'_k),  x_{k+1} = x'_k + nu v_{k+1}
 
     ``nesterov_momentum`` with the Lie-Trotter splitting: a half-step with attention A, then one with the MLP M. Both
     move the same velocity, v_0 = 0. By default lookahead = beta (Nesterov's momentum); lookahead = 0 is Polyak's.
@@ -88,7 +88,7 @@ def lie_trotter_momentum(
     for _ in range(steps):
         for T in (A, M):
             y = x + (beta if lookahead is None else lookahead) * v
-            v = P(beta * v + step * (T(y) - y))
+            v = P(step * (T(y) - y) + beta * v)
             x = x + nu * v
     return x
 
@@ -110,7 +110,7 @@ def euler_momentum(
     nu: float = 1.0,
     P: Operator = identity,
 ) -> Iterate:
-    """y_k = x_k + lookahead v_k,  v_{k+1} = P(beta v_k + step (A(y_k) - y_k) + step (M(y_k) - y_k))
+    """y_k = x_k + lookahead v_k,  v_{k+1} = P(step (A(y_k) - y_k) + step (M(y_k) - y_k) + beta v_k)
     x_{k+1} = x_k + nu v_{k+1},  v_0 = 0
 
     ``nesterov_momentum`` with the Euler splitting: attention A and the MLP M at one point. beta = 0 is the parallel
@@ -119,6 +119,6 @@ def euler_momentum(
     v: Iterate | float = 0.0
     for _ in range(steps):
         y = x + (beta if lookahead is None else lookahead) * v
-        v = P(beta * v + step * (A(y) - y) + step * (M(y) - y))
+        v = P(step * (A(y) - y) + step * (M(y) - y) + beta * v)
         x = x + nu * v
     return x
