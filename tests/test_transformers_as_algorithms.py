@@ -256,7 +256,7 @@ TIMM = (Block, ResPostBlock)
 
 
 def test_timms_blocks_are_settings():
-    """Bitwise: pre-norm; and Swin V2's norm at the end of a branch, which is a norm of the velocity without momentum."""
+    """Bitwise: pre-norm, and Swin V2's norm at the end of a branch: a norm of the velocity, without momentum."""
     pre, post = (settled(nn.Sequential(*(kind(WIDTH, num_heads=2) for _ in range(LAYERS)))) for kind in TIMM)
     options = {"steps": LAYERS, "reading": BOTH, "coefficients": "fixed", "beta": 0.0}
     ours = optnet.unroll("yuriiformer", **options, operators={
