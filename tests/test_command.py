@@ -27,7 +27,7 @@ BAD = [
     "model=resnet18 model.reading=map", "algorithm=nonsense", "algorithm.beta=0.5",
     "algorithm=heavy_ball algorithm.beta=x", "algorithm=heavy_ball algorithm.gamma=1",
     "algorithm=mine.py:nonsense", "algorithm=none.py:mine", "algorithm=mine.py:branches",
-    "algorithm=no.such.module", "data=nonsense", "data=mnist", "data=cifar10", "data.augment=nonsense",
+    "algorithm=no.such.module", "algorithm=euler_momentum", "data=nonsense", "data=mnist", "data=cifar10", "data.augment=nonsense",
     "data.validation=-0.1", "data=folder data.root=empty", "data=folder data.root=none", "optim=nonsense",
     "optim.name=nonsense", "optim.momentum=2", "schedule=nonsense", "schedule.name=nonsense",
     "schedule.warmup=2", "device=nonsense", "device=cuda:99", "resume=none", "resume=empty",

@@ -70,7 +70,7 @@ def design(
     *,
     with_P: bool,
     layer: str,
-    reading: str | None = None,
+    reading: str | Mapping[str, str] | None = None,
     coefficient_init: str = "ancestor",
     transition: str = "restart",
     constants: Mapping[str, Any] | None = None,
@@ -113,7 +113,8 @@ def design(
         with_P = velocity_norm
     operators = [*required, "P"] if with_P and "P" in method.operators and "P" not in required else required
     reading = reading or method.network.reading or ("map" if layer == "plain" else "residual")
-    readings = {name: reading for name in required if name == required[0] or name in (supplied or ())}
+    if isinstance(reading, str):
+        reading = {name: reading for name in required if name == required[0] or name in (supplied or ())}
     runs = [list(blocks)] if transition == "project" else [[steps] for steps in blocks]
     programs: list[StageProgram] = []
     for i, run in enumerate(runs):
@@ -121,7 +122,7 @@ def design(
         if i == len(runs) - 1:
             given.update(method.network.last)
         given.update(constants or {})
-        options: dict[str, Any] = {"operators": operators, "reading": readings}
+        options: dict[str, Any] = {"operators": operators, "reading": reading}
         textbook = start = trace(method, steps=sum(run), constants=given, **options)
         used = given
         if coefficient_init == "ancestor" and method.ancestor is not None:
