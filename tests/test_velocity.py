@@ -129,8 +129,7 @@ def test_at_the_ancestor_it_is_gradient_descent(name, layer):
 
 @pytest.mark.parametrize("name", VELOCITY)
 def test_a_norm_of_the_velocity_is_only_there_if_asked_for(name):
-    tokens = {"supplied": ("A", "M")} if name in SPLIT else {}
-    options = {"with_P": True, "layer": "vit_half", **tokens}
+    options = {"with_P": True, "layer": "vit_half", "tokens": True}
     (without,), (with_norm,) = (design(name, [3], velocity_norm=norm, **options) for norm in (False, True))
     calls = 6 if name == "lie_trotter_momentum" else 3
     assert "P" not in without.start.operators and len(with_norm.start.calls("P")) == calls
@@ -141,7 +140,7 @@ def test_a_norm_of_the_velocity_is_only_there_if_asked_for(name):
 @pytest.mark.parametrize("name", [name for name in [*EVERY, *SPLIT] if name not in VELOCITY])
 def test_methods_without_a_velocity_refuse_its_norm(name):
     with pytest.raises(ModelError, match=f"velocity_norm=true does not go with {name}, .* take .*momentum"):
-        design(name, [2], with_P=False, layer="preact_basic", velocity_norm=True)
+        design(name, [2], with_P=False, layer="vit_half", tokens=True, velocity_norm=True)
 
 
 def test_a_declared_velocity_needs_its_operator():
@@ -169,11 +168,14 @@ def test_image_networks_refuse_attention_and_mlp(method, layer):
         create_model(method, **SMALL, layer=layer)
 
 
-def test_layers_say_what_they_supply():
-    (stage,) = design(own_split, [2], with_P=True, layer="vit_half", supplied=("A", "M"), reading="residual")
+def test_attention_and_mlp_are_read_alike():
+    options = {"with_P": True, "layer": "vit_half", "tokens": True}
+    (stage,) = design(own_split, [2], **options)
     assert stage.start.readings == {"A": "residual", "M": "residual", "P": "map"}
-    with pytest.raises(ModelError, match="ista has the operator P, for which layer=vit_half has no module"):
-        design("ista", [2], with_P=True, layer="vit_half", supplied=("A", "M"))
+    (stage,) = design(own_split, [2], **options, reading={"A": "residual"})
+    assert stage.start.readings == {"A": "residual", "M": "map", "P": "map"}
+    (stage,) = design("ista", [2], **options)
+    assert stage.start.readings == {"G": "residual", "P": "map"}
 
 
 def test_a_start_at_the_number_0_learns_constants():

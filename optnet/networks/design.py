@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -76,7 +76,7 @@ def design(
     constants: Mapping[str, Any] | None = None,
     per_iteration: bool | None = None,
     velocity_norm: bool = False,
-    supplied: Collection[str] | None = None,
+    tokens: bool = False,
 ) -> list[StageProgram]:
     """The programs of a network's stages; ``blocks`` gives the number of iterations of each.
 
@@ -90,8 +90,7 @@ def design(
         layer: the layers' family, which chooses the reading: ``map`` for plain layers, else ``residual``.
         per_iteration: whether each iteration learns its own constants, or None if none are learned.
         velocity_norm: whether the layers supply an optional P on the velocity (a norm of it).
-        supplied: the operators beside the first for which there are layers, which are all read alike; None: any but A
-            and M, as activations.
+        tokens: whether the layers supply attention A and an MLP M, which are read alike.
 
     Raises:
         ModelError: an option is unknown, the layers do not supply an operator, the ancestor's program differs in more
@@ -105,7 +104,10 @@ def design(
         raise ModelError(f"blocks={list(blocks)} must be whole numbers of at least 1, the iterations of each stage")
     constants = method.read_constants(constants or {})
     required = [name for name, needed in method.operators.items() if needed]
-    _check_supplied(method, required, layer, supplied)
+    if is_split(method) and not tokens:
+        raise ModelError(
+            f"{method.name} has attention A and an MLP M as operators; layer={layer} has neither, take a transformer"
+        )
     if velocity_norm and not method.network.velocity:
         having = ", ".join(name for name in list_algorithms() if find_algorithm(name).network.velocity)
         raise ModelError(f"velocity_norm=true does not go with {method.name}, which has no velocity; take {having}")
@@ -114,7 +116,7 @@ def design(
     operators = [*required, "P"] if with_P and "P" in method.operators and "P" not in required else required
     reading = reading or method.network.reading or ("map" if layer == "plain" else "residual")
     if isinstance(reading, str):
-        reading = {name: reading for name in required if name == required[0] or name in (supplied or ())}
+        reading = {name: reading for name in required if name == required[0] or (tokens and name in SPLIT)}
     runs = [list(blocks)] if transition == "project" else [[steps] for steps in blocks]
     programs: list[StageProgram] = []
     for i, run in enumerate(runs):
@@ -140,16 +142,6 @@ def design(
             stages.append(learned.cut(borders, run))
         programs += [StageProgram(*those) for those in zip(*stages, strict=True)]
     return programs
-
-
-def _check_supplied(method: Algorithm, required: Sequence[str], layer: str, supplied: Collection[str] | None) -> None:
-    if supplied is None and is_split(method):
-        raise ModelError(
-            f"{method.name} has attention A and an MLP M as operators; layer={layer} has neither, take a transformer"
-        )
-    missing = [] if supplied is None else [name for name in required[1:] if name not in supplied]
-    if missing:
-        raise ModelError(f"{method.name} has the operator {', '.join(missing)}, for which layer={layer} has no module")
 
 
 def _borders(
