@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from helpers import EVERY, SMALL, SPLIT, build, random_images
+from helpers import EVERY, SMALL, SPLIT, build, label, random_images
 from torch import nn
 
 import optnet
@@ -162,7 +162,7 @@ def own_split(A: Operator, M: Operator, x: Iterate, steps: int, *, P: Operator =
 
 
 @pytest.mark.parametrize("layer", [None, "basic", "plain", "dense"])
-@pytest.mark.parametrize("method", [*SPLIT, own_split], ids=str)
+@pytest.mark.parametrize("method", [*SPLIT, own_split], ids=label)
 def test_image_networks_refuse_attention_and_mlp(method, layer):
     with pytest.raises(ModelError, match=r"has attention A and an MLP M as operators; layer=.* take a transformer"):
         create_model(method, **SMALL, layer=layer)
