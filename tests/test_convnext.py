@@ -95,6 +95,24 @@ def test_scripts_copies_and_trains(variant):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.sampled(1)
+def test_pytorch_accepts_them(variant):
+    model = build(variant, blocks=(1, 2), drop_path_rate=0.1)
+    with torch.no_grad():
+        wanted = model(X)
+        torch._dynamo.reset()
+        for made in (
+            torch.compile(model, fullgraph=True, backend="aot_eager"),
+            torch.export.export(model, (X,)).module(),
+            torch.fx.symbolic_trace(model),
+        ):
+            torch.testing.assert_close(made(X), wanted)
+    model.set_grad_checkpointing()
+    torch.testing.assert_close(model(X), wanted)
+
+
 def test_stochastic_depth_grows_with_depth():
     """As timm's: linear over all layers, from 0 to the rate, however the stages are cut."""
     model = build(drop_path_rate=0.4, blocks=(2, 3))

@@ -73,6 +73,15 @@ def test_every_variant_is_reproduced(variant):
     same(convert.to_timm(ours).train(theirs.training), theirs)
 
 
+@pytest.mark.parametrize("variant", ["first version", "second version", "second version, 1x1 convolutions"])
+def test_mixed_precision_loses_nothing_more(variant):
+    """Timm adds the branches in float32: a sum in the branch's own tensor would be in bfloat16."""
+    theirs = small(variant)
+    ours = convert.from_timm(theirs)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(ours(X), theirs(X))
+
+
 @pytest.mark.parametrize("coefficients", ["learnable", "fixed"])
 @pytest.mark.parametrize("variant", ["first version", "second version, 1x1 convolutions", "dropped paths"])
 def test_a_step_is_the_same(variant, coefficients):

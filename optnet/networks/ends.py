@@ -19,7 +19,10 @@ first of them half as wide (``overlap_tiered``) or with an activation (``overlap
 
 
 def stem(kind: str, style: Style, family: type[Family], in_chs: int, chs: int) -> nn.Sequential:
-    """The layers before the first stage. They end with a norm, unless the first stage's layers begin with one."""
+    """The layers before the first stage. They end with a norm, unless the first stage's layers begin with one.
+
+    The large stem of a dense network has one all the same, as DenseNet's.
+    """
     made = nn.Sequential()
     if kind.startswith("overlap"):
         middle = make_divisible(chs // 2) if kind == "overlap_tiered" else chs
