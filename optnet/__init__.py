@@ -37,6 +37,7 @@ from optnet.networks.certificates import certify
 from optnet.networks.emitting import Call, LayerFactory
 from optnet.networks.mlp import MLP
 from optnet.networks.network import Network
+from optnet.networks.tokens import TokenNetwork
 from optnet.networks.unrolled import Coefficient, Unrolled, coefficients, unroll
 from optnet.networks.zoo import create_model, freeze_all_but_coefficients, list_models
 from optnet.version import __version__
@@ -66,6 +67,7 @@ __all__ = [
     "ProgramError",
     "RequestError",
     "ShapeError",
+    "TokenNetwork",
     "TraceError",
     "Unrolled",
     "__version__",

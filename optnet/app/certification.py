@@ -20,8 +20,8 @@ from optnet.data import SPLITS
 from optnet.errors import CheckpointError, ConfigError, DataError, ModelError, RequestError, printable
 from optnet.language.lookup import find_algorithm
 from optnet.language.tracing import trace
-from optnet.networks.network import Network
 from optnet.networks.substitution import Learned, learned_programs, with_coefficients
+from optnet.networks.trunk import Trunk
 from optnet.networks.zoo import list_models
 from optnet.options import one_of
 from optnet.training.environment import find_device
@@ -156,8 +156,8 @@ def _judge(asked: _Asked, options: argparse.Namespace) -> _Found:
 def _variant(asked: _Asked, found: _Found, name: str) -> nn.Module:
     """The model with projected or textbook coefficients; nothing else of it changes."""
     assert asked.subject is not None
-    if not isinstance(asked.subject.model, Network):
-        raise ModelError("the model is no optnet.Network")
+    if not isinstance(asked.subject.model, Trunk):
+        raise ModelError("the model is no network of optnet's")
     weights = {stage: one.own if name == "textbook" else one.program.weights() for stage, one in asked.stages.items()}
     if name == "projected":
         weights |= {stage: one.programs[name].weights() for stage, one in found.certificates.items()}

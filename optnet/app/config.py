@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import Field, dataclass, field, fields, make_dataclass
 from typing import Any
 
 from optnet.data import SPLITS, DataOptions
 from optnet.errors import ConfigError
 from optnet.networks.initialisation import InitOptions
-from optnet.networks.options import NetworkOptions
+from optnet.networks.options import NetworkOptions, TokenOptions
 from optnet.options import choice, number, option, path
 from optnet.training.backprop import BackpropOptions
 from optnet.training.distributed import DistributedOptions
@@ -19,12 +20,22 @@ from optnet.training.schedules import ScheduleOptions
 from optnet.training.trainers import Recipe
 
 
-def _unset(key: Field[Any]) -> tuple[str, str, Any]:
-    """An option of a network, null until it is given: then the model has its own."""
-    return key.name, f"{str(key.type).removesuffix(' | None')} | None", field(default=None, metadata=key.metadata)
+def _options() -> Iterator[tuple[str, str, Any]]:
+    """The options of all kinds of networks, each once. They are null until they are given: then the model has its own.
+
+    A choice that several kinds have is a choice of the words of all.
+    """
+    declared: dict[str, list[Field[Any]]] = {}
+    for kind in (NetworkOptions, TokenOptions):
+        for key in fields(kind):
+            declared.setdefault(key.name, []).append(key)
+    for name, (first, *others) in declared.items():
+        words = dict.fromkeys(word for key in (first, *others) for word in key.metadata.get("options", ()))
+        metadata = {**first.metadata, "options": tuple(words)} if words else first.metadata
+        yield name, f"{str(first.type).removesuffix(' | None')} | None", field(default=None, metadata=metadata)
 
 
-_Network: Any = make_dataclass("_Network", map(_unset, fields(NetworkOptions)), kw_only=True)
+_Network: Any = make_dataclass("_Network", _options(), kw_only=True)
 
 
 @dataclass

@@ -52,7 +52,7 @@ def build(
         kwargs.setdefault("img_size", shape[1:])
     constants = {key: value for key, value in algorithm.items() if key != "name" and value is not None}
     if algorithm.get("name"):
-        if config.name not in zoo.MODELS:
+        if not zoo.has_algorithm(config.name):
             raise ModelError(
                 f"algorithm={algorithm['name']} does not go with model={config.name}, which has no algorithm; "
                 "it goes with the models that optnet list shows, but not mlp"

@@ -21,7 +21,7 @@ import optnet
 from optnet.data import DataSet
 from optnet.errors import AlgorithmError
 from optnet.language.lookup import find_algorithm
-from optnet.networks.network import Network
+from optnet.networks.trunk import Trunk
 from optnet.training.environment import versions
 
 SECONDS = 10
@@ -69,7 +69,7 @@ def effective(
     chosen["data"]["root"] = str(Path(chosen["data"]["root"]).absolute())
     chosen["data"]["classes"], chosen["data"]["shape"] = len(data.classes), list(data.shape)
     chosen["data"] |= {"train": len(data.train), "validation": len(data.validation), "test": len(data.test)}
-    if isinstance(model, Network):
+    if isinstance(model, Trunk):
         program = model.programs[0].start
         own = {key: getattr(model.options, key) for key in chosen["model"] if hasattr(model.options, key)}
         own["stem_width"] = own["stem_width"] or model.widths[0]

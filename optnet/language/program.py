@@ -183,6 +183,16 @@ class Program:
         values = (*self.starts, *(one.value for one in self.instructions[:position]))
         return tuple(value for value in values if value in later)
 
+    def until(self, value: str) -> Program:
+        """The program that returns this value alone, without the instructions that it does not need."""
+        needed, kept = {value}, []
+        for one in reversed(self.instructions):
+            if one.value in needed:
+                needed.update(one.reads)
+                kept.append(one)
+        held = max((one.iteration for one in kept if isinstance(one, Apply)), default=-1) + 1
+        return replace(self, instructions=tuple(kept[::-1]), results=(value,), iterations=held)
+
     def cut(self, borders: Sequence[int], iterations: Sequence[int]) -> list[Program]:
         """Cuts the program into pieces, before the instructions numbered ``borders``.
 

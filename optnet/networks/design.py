@@ -62,7 +62,7 @@ def design(
     *,
     with_P: bool,
     layer: str,
-    reading: str | None = None,
+    reading: str | Mapping[str, str] | None = None,
     coefficient_init: str = "ancestor",
     transition: str = "restart",
     constants: Mapping[str, Any] | None = None,

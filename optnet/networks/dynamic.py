@@ -9,8 +9,10 @@ EPS = 1e-6
 """Added to the square of the features' norm before its root."""
 
 
-def pooled(x: Tensor) -> Tensor:
-    """The mean over all positions, (batch, channels). x is (batch, channels, ...); give tokens as ``x.mT``."""
+def pooled(x: Tensor, channel_dim: int = 1) -> Tensor:
+    """The mean over all positions, (batch, channels). x is (batch, channels, ...), or (batch, ..., channels) for -1."""
+    if channel_dim == -1:
+        return x.reshape(x.shape[0], -1, x.shape[-1]).mean(1)
     return x.reshape(x.shape[0], x.shape[1], -1).mean(2)
 
 
@@ -33,8 +35,9 @@ class Dynamic(nn.Module):
 
     start: Tensor
 
-    def __init__(self, row: Combine, channels: int) -> None:
+    def __init__(self, row: Combine, channels: int, channel_dim: int = 1) -> None:
         super().__init__()
+        self.channel_dim = channel_dim
         start = torch.tensor(row.weights, device="cpu", dtype=torch.float64)
         self.register_buffer("start", start, persistent=False)
         self.static = nn.Parameter(torch.zeros_like(start))
@@ -42,7 +45,7 @@ class Dynamic(nn.Module):
         self.slopes = nn.Parameter(start.new_zeros(len(start) * channels))
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        z = pooled(x).type_as(self.slopes)
+        z = pooled(x, self.channel_dim).type_as(self.slopes)
         z = z * (z.square().sum(1, keepdim=True) + self.eps).rsqrt()
         w = self.start + self.static + z @ self.slopes.reshape(self.start.shape[0], -1).t()
         return spread(w, x)
@@ -53,7 +56,9 @@ class Dynamic(nn.Module):
         return self.start + self.static
 
 
-def dynamic(program: Program, channels: int, start_channels: int) -> dict[str, tuple[str, Dynamic]]:
+def dynamic(
+    program: Program, channels: int, start_channels: int, channel_dim: int = 1
+) -> dict[str, tuple[str, Dynamic]]:
     """For each sum the value whose features decide, and the module that is called on it.
 
     It is the value that was computed last, of the iterates in the sum, or else of its calls' arguments.
@@ -70,5 +75,5 @@ def dynamic(program: Program, channels: int, start_channels: int) -> dict[str, t
         iterates = [term for term in row.terms if term in program.iterates]
         source = max(iterates or [arguments[term] for term in row.terms], key=order.__getitem__)
         raw = source in program.starts and source not in carried
-        made[row.value] = source, Dynamic(row, start_channels if raw else channels)
+        made[row.value] = source, Dynamic(row, start_channels if raw else channels, channel_dim)
     return made

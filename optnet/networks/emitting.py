@@ -25,6 +25,7 @@ class Call:
     Attributes:
         operator: the operator's name.
         index: the number of the (first) call, counted per operator.
+        iteration: the algorithm's iteration in which it is; several calls may be in one.
         arguments: the values that the layer is applied to; more than one only if the factory declares ``sums``.
         starts: for each argument, whether it is a starting point of the program, unprojected.
         owned: whether the argument is a sum that nothing else reads, so the layer may overwrite it.
@@ -35,6 +36,7 @@ class Call:
     arguments: tuple[str, ...]
     starts: tuple[bool, ...]
     owned: bool = False
+    iteration: int = 0
 
 
 Factory = Callable[[Call], nn.Module]
@@ -63,7 +65,10 @@ class LayerFactory:
 
 
 def along_channels(weight: Tensor, x: Tensor) -> Tensor:
-    """Reshapes weights (channels,) so that they multiply x of shape (batch, channels, ...)."""
+    """Reshapes weights (channels,) so that they multiply x of shape (batch, channels, ...).
+
+    Weights for x of shape (batch, ..., channels) need no such thing.
+    """
     return weight.reshape([-1] + [1] * (x.ndim - 2))
 
 
@@ -81,8 +86,10 @@ class Emitter:
         dtype: torch.dtype | None,
         table: Table | None = None,
         dynamic: Mapping[str, tuple[str, Dynamic]] | None = None,
+        channel_dim: int = 1,
     ) -> None:
         self.program = program
+        self.channel_dim = channel_dim
         self.table = table
         self.dynamic = dynamic or {}
         self.operators = operators
@@ -136,6 +143,8 @@ class Emitter:
             elif one.value not in self.folded:
                 self.nodes[one.value] = self._call([one], None)
         self._cast_coefficients()
+        for value, node in self.nodes.items():
+            node.meta["values"] = (*node.meta.get("values", ()), value)
         results = [self.nodes[value] for value in self.program.results]
         self.graph.output(results if self.packed else tuple(results) if self.program.several else results[0])
         name = self.program.name.title().replace("_", "")
@@ -176,7 +185,7 @@ class Emitter:
         value = arguments[0]
         owned = value in self.sums and len(self.readers[value]) == 1 and value not in self.program.results
         owned = owned and value not in {source for source, _ in self.dynamic.values()}
-        call = Call(calls[0].operator, calls[0].index, arguments, starts, owned)
+        call = Call(calls[0].operator, calls[0].index, arguments, starts, owned, calls[0].iteration)
         inputs = [self._argument(name) for name in arguments]
         if isinstance(operator, nn.Module):
             name, layer = self.shared[call.operator], operator
@@ -238,7 +247,7 @@ class Emitter:
 
     def _multiply_add(self, place: tuple[str, str], total: fx.Node | None, x: fx.Node, weight: fx.Node) -> fx.Node:
         weight = self.graph.call_method("type_as", (weight, x))  # under autocast the sum keeps the layers' precision
-        if self.channels:
+        if self.channels and self.channel_dim == 1:
             weight = self.graph.call_function(along_channels, (weight, x))
         if total is None:
             return self._new(self.graph.call_function(torch.mul, (x, weight)))

@@ -1,10 +1,9 @@
 """The image network: stem, stages, head, and timm's model contract. Knows no algorithm and no model by name."""
 
 import itertools
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
-from typing import Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import torch
 from timm.layers import calculate_drop_path_rates, get_device_dtype
@@ -17,62 +16,12 @@ from optnet.language.lookup import find_algorithm
 from optnet.language.program import Program
 from optnet.networks.design import StageProgram, design, suitable_layer
 from optnet.networks.ends import STEMS, head, stem
-from optnet.networks.initialisation import set_weight, weight_norm_scales
-from optnet.networks.layers import FAMILIES, Family, Style
+from optnet.networks.initialisation import set_weight
+from optnet.networks.layers import FAMILIES, Style
 from optnet.networks.options import NetworkOptions
-from optnet.networks.rules import CONSTANTS, DYNAMIC
-from optnet.networks.unrolled import coefficient_names, unroll, unrolled_in
-from optnet.options import one_of
-
-MOST = 10_000
-"""Iterations of a stage, and channels of it, at most."""
-
-
-class Stage(nn.Module):
-    """The iterations of the algorithm at one width: a transition, then the unrolled algorithm.
-
-    Takes and returns a list of tensors (batch, channels, height, width), one for each stream. The results are the
-    streams if the next stage (for the last stage: the first) has as many starting points. Otherwise they are
-    concatenated into one stream.
-    """
-
-    def __init__(self, program: StageProgram, family: Family, next_streams: int, **options: Any) -> None:
-        super().__init__()
-        start = program.start
-        self.streams = len(start.starts)
-        self.out_streams = len(start.results) if len(start.results) in (1, next_streams) else 1
-        self.out_chs = family.out_chs(start.results.count(start.starts[0]), len(start.results) // self.out_streams)
-        self.transitions = nn.ModuleList(family.transition() for _ in range(self.streams))
-        as_they_come = all(isinstance(one, nn.Identity) for one in self.transitions) and not family.reshapes
-        equal = start.starts if family.first and as_they_come else ()
-        operators = {name: family.T() if name == start.main else family.P() for name in start.operators}
-        shortcuts = {name: family.shortcut() for name in start.starts}
-        self.unrolled = unroll(
-            start, textbook=program.textbook, operators=operators, channels=family.chs, packed=True, equal=equal,
-            start_channels=family.start_chs,
-            formulas=program.formulas,
-            shortcuts={name: layer for name, layer in shortcuts.items() if layer is not None or not family.same_start},
-            **options,
-        )  # fmt: skip
-        for i in set(range(self.streams)) - self.unrolled.reads():
-            self.transitions[i] = nn.Identity()
-
-    def forward(self, streams: list[Tensor]) -> list[Tensor]:
-        starts: list[Tensor] = []
-        for i, transition in enumerate(self.transitions):
-            starts.append(transition(streams[i]))
-        results: list[Tensor] = self.unrolled(starts)
-        return [torch.cat(results, 1)] if len(results) > self.out_streams else results
-
-
-def _merge(streams: list[Tensor], shown: int) -> Tensor:
-    """The stream of number ``shown``, or the mean of all streams if it is -1."""
-    if shown >= 0:
-        return streams[shown]
-    total = streams[0]
-    for stream in streams[1:]:
-        total = total + stream
-    return total if len(streams) == 1 else total / len(streams)
+from optnet.networks.rules import CONSTANTS
+from optnet.networks.stage import Stage, merge
+from optnet.networks.trunk import Trunk, check_counts, family_of, method_options
 
 
 def _shown(this: Program, following: Program, streams: int) -> int:
@@ -84,7 +33,7 @@ def _shown(this: Program, following: Program, streams: int) -> int:
     return following.starts.index(read) if read in following.starts else len(following.starts) - 1
 
 
-class Network(nn.Module):
+class Network(Trunk):
     """stem -> [transition -> unrolled algorithm] x stages -> head; timm's model contract.
 
     Images are (batch, in_chans, height, width), features (batch, channels, height, width), logits (batch, num_classes).
@@ -102,6 +51,9 @@ class Network(nn.Module):
         ModelError: an option is wrong, or the programs are not the stages of one network.
     """
 
+    if TYPE_CHECKING:
+        options: NetworkOptions
+
     def __init__(
         self,
         programs: Sequence[StageProgram],
@@ -117,8 +69,8 @@ class Network(nn.Module):
     ) -> None:
         super().__init__()
         options = (options or NetworkOptions()).checked()
-        family = _family(layer)
-        _check_counts(widths=widths, num_classes=num_classes, in_chans=in_chans)
+        family = family_of(layer, FAMILIES)
+        check_counts(widths=widths, num_classes=num_classes, in_chans=in_chans)
         _check_stages(programs, widths, layer)
         if options.per_channel and not family.one_width:
             raise ModelError(
@@ -130,12 +82,9 @@ class Network(nn.Module):
                 f"dropout; drop_rate is the dropout before the classifier"
             )
         options = _settled(options, layer, len(widths))
-        if options.per_channel and options.coefficients == DYNAMIC:
-            raise ModelError("per_channel=true does not go with coefficients=dynamic: a sample has one weight per term")
         shared = {key.name for key in fields(Style)} & {key.name for key in fields(options)}
         style = Style(**{name: getattr(options, name) for name in shared}, device=device, dtype=dtype)
-        how = {name: getattr(options, name) for name in ("coefficients", "per_channel", "memory")}
-        how |= {"device": device, "dtype": dtype}
+        how = {**method_options(options), "device": device, "dtype": dtype}
         self.programs, self.widths, self.layer, self.options = list(programs), list(widths), layer, options
         self.num_classes, self.in_chans = num_classes, in_chans
         self.streams = len(programs[0].start.starts)
@@ -202,15 +151,23 @@ class Network(nn.Module):
         method = find_algorithm(algorithm)
         chosen = NetworkOptions(**options).checked()
         layer = chosen.layer or suitable_layer(method)
-        _check_counts(blocks=blocks, widths=widths)
+        check_counts(blocks=blocks, widths=widths)
         programs = design(
-            method, blocks, with_P=_family(layer).takes_P, layer=layer, reading=chosen.reading,
+            method, blocks, with_P=family_of(layer, FAMILIES).takes_P, layer=layer, reading=chosen.reading,
             coefficient_init=chosen.coefficient_init, transition=chosen.transition, constants=constants,
             per_iteration=CONSTANTS.get(chosen.coefficients),
         )  # fmt: skip
         return cls(
             programs, widths, layer=layer, options=chosen, num_classes=num_classes, in_chans=in_chans,
             global_pool=global_pool, device=device, dtype=dtype,
+        )  # fmt: skip
+
+    def with_programs(self, programs: Sequence[StageProgram], **options: Any) -> Self:
+        first = next(self.parameters())
+        return type(self)(
+            programs, self.widths, layer=self.layer, num_classes=self.num_classes, in_chans=self.in_chans,
+            options=replace(self.options, **options), global_pool=self.head.global_pool.pool_type,
+            device=first.device, dtype=first.dtype,
         )  # fmt: skip
 
     @torch.jit.ignore
@@ -224,32 +181,6 @@ class Network(nn.Module):
                 set_weight(module, weight)
                 if module.bias is not None:
                     nn.init.zeros_(cast(Tensor, module.bias))
-
-    @torch.jit.ignore
-    def programs_json(self) -> list[dict[str, Any]]:
-        """The stages' programs as data; ``StageProgram.from_json`` reads them."""
-        return [program.to_json() for program in self.programs]
-
-    @torch.jit.ignore
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """timm's groups: the stem, the stages (``coarse``) or their layers T with what follows each, the head."""
-        blocks: list[tuple[str, tuple[int, ...] | None]] = []
-        for i, (name, stage) in enumerate({} if coarse else unrolled_in(self.stages).items()):
-            depth, layers = 0, stage.served_by(stage.program.main)
-            for child, _ in stage.body.named_children():
-                depth += child in layers
-                blocks += [(rf"^{re.escape(f'stages.{name}.body.{child}.')}", (i, depth))]
-        return {"stem": r"^stem", "blocks": [*blocks, (r"^stages\.(\d+)", None), (r"^norm", (99999,))]}
-
-    @torch.jit.ignore
-    def no_weight_decay(self) -> set[str]:
-        """The coefficients, which weight decay would pull away from the algorithm, and the scales of weight norm."""
-        return coefficient_names(self) | weight_norm_scales(self)
-
-    @torch.jit.ignore
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        for module in unrolled_in(self).values():
-            module.set_checkpointing(enable)
 
     @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
@@ -266,7 +197,7 @@ class Network(nn.Module):
         streams = [x for _ in range(self.streams)]
         for stage in self.stages:
             streams = stage(streams)
-        return self.norm(_merge(streams, self.shown[len(self.stages) - 1]))
+        return self.norm(merge(streams, self.shown[len(self.stages) - 1]))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         return self.head(x, pre_logits=pre_logits)
@@ -297,7 +228,7 @@ class Network(nn.Module):
         streams = [x for _ in range(self.streams)]
         for i, stage in enumerate(self.stages[: last + 1] if stop_early else self.stages):
             streams = stage(streams)
-            x = _merge(streams, self.shown[i])
+            x = merge(streams, self.shown[i])
             final = self.norm(x) if i == len(self.stages) - 1 else x
             if i in take:
                 intermediates.append(final if norm else x)
@@ -317,25 +248,6 @@ class Network(nn.Module):
         return take
 
 
-def _check_counts(**given: Any) -> None:
-    for name, value in given.items():
-        many = name in ("blocks", "widths")
-        if many and (isinstance(value, str) or not isinstance(value, Sequence) or not value):
-            raise ModelError(f"{name}={value!r} must be a list of whole numbers, one for each stage")
-        least = 0 if name == "num_classes" else 1
-        if any(type(count) is not int or count < least for count in (value if many else [value])):
-            shown = list(value) if many else repr(value)
-            raise ModelError(
-                f"{name}={shown} must be {'whole numbers' if many else 'a whole number'} of at least {least}"
-            )
-        if many and max(value) > MOST:
-            raise ModelError(f"{name}={list(value)} must be at most {MOST:,} in each stage")
-    if "blocks" in given and len(given["blocks"]) != len(given["widths"]):
-        raise ModelError(
-            f"blocks={list(given['blocks'])} and widths={list(given['widths'])} must have one entry for each stage"
-        )
-
-
 def _check_stages(programs: Sequence[StageProgram], widths: Sequence[int], layer: str) -> None:
     """Checks that the programs are the stages of one network."""
     if not programs or len(programs) != len(widths):
@@ -349,13 +261,8 @@ def _check_stages(programs: Sequence[StageProgram], widths: Sequence[int], layer
                 f"stage {i} of {len(programs)} has no call of {program.start.main}; give other blocks, or "
                 f"transition=restart"
             )
-        if len(program.start.starts) > len(first.starts) and not _family(layer).same_start:
+        if len(program.start.starts) > len(first.starts) and not family_of(layer, FAMILIES).same_start:
             raise ModelError(f"transition=project does not go with layer={layer}, whose iterates have different widths")
-
-
-def _family(layer: str) -> type[Family]:
-    one_of("layer", layer, FAMILIES, ModelError)
-    return FAMILIES[layer]
 
 
 def _settled(options: NetworkOptions, layer: str, stages: int) -> NetworkOptions:
@@ -364,7 +271,7 @@ def _settled(options: NetworkOptions, layer: str, stages: int) -> NetworkOptions
     Raises:
         ModelError: an option does not go with the layer family, or has not one entry for each stage.
     """
-    family = _family(layer)
+    family = family_of(layer, FAMILIES)
     for name in sorted({name for other in FAMILIES.values() for name in other.takes} - set(family.takes)):
         given = getattr(options, name)
         if given != getattr(NetworkOptions(), name):

@@ -11,7 +11,7 @@ from optnet.analysis.scalars import multiples
 from optnet.errors import ModelError
 from optnet.language.program import Combine, Program, unique
 from optnet.networks.design import StageProgram
-from optnet.networks.network import Network
+from optnet.networks.trunk import Trunk
 from optnet.networks.unrolled import coefficient_names, coefficients, unrolled_in
 
 Weights = Mapping[tuple[str, str], float]
@@ -46,7 +46,7 @@ def learned_programs(model: nn.Module) -> dict[str, Learned]:
     for one in coefficients(model):
         values.setdefault(one.stage, {})[one.step, one.term] = one.value
         own.setdefault(one.stage, {})[one.step, one.term] = one.textbook or 0.0
-    stages = model.programs if isinstance(model, Network) else []
+    stages = model.programs if isinstance(model, Trunk) else []
     textbooks = {stage_name(i): program.textbook for i, program in enumerate(stages)}
     found = {}
     before: dict[str, float] = {}
@@ -81,7 +81,7 @@ def _from_one(program: Program, sizes: Mapping[str, float]) -> Program:
     return replace(program, starts=(point,), instructions=(*made, *program.instructions))
 
 
-def with_coefficients(model: Network, weights: Mapping[str, Weights]) -> Network:
+def with_coefficients(model: Trunk, weights: Mapping[str, Weights]) -> Trunk:
     """A network with the layers of ``model`` and other coefficients, which are fixed.
 
     Args:
@@ -95,12 +95,7 @@ def with_coefficients(model: Network, weights: Mapping[str, Weights]) -> Network
     for i, stage in enumerate(model.programs):
         own, given = unrolled[stage_name(i)].program, weights[stage_name(i)]
         stages.append(StageProgram(own.with_weights({key: given[key] for key in own.weights()}), stage.textbook))
-    first = next(model.parameters())
-    made = Network(
-        stages, model.widths, layer=model.layer, num_classes=model.num_classes, in_chans=model.in_chans,
-        options=replace(model.options, coefficients="fixed", per_channel=False),
-        global_pool=model.head.global_pool.pool_type, device=first.device, dtype=first.dtype,
-    )  # fmt: skip
+    made = model.with_programs(stages, coefficients="fixed", per_channel=False)
     names = coefficient_names(model)
     kept = {name: tensor for name, tensor in model.state_dict().items() if name not in names}
     missing = made.load_state_dict(kept, strict=False).missing_keys

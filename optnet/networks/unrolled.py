@@ -209,6 +209,7 @@ def unroll(
     reading: str | Mapping[str, str] | None = None,
     per_channel: bool = False,
     channels: int | None = None,
+    channel_dim: int = 1,
     start_channels: int | None = None,
     shortcuts: Mapping[str, nn.Module | None] | None = None,
     textbook: Program | None = None,
@@ -225,10 +226,11 @@ def unroll(
 
     All calls share a module that is given as an operator (tied weights, the literal algorithm). A factory
     ``(call) -> nn.Module`` is called once per call. Layers are called ``layer(x)``, with x of shape (batch, channels,
-    ...). If a factory or shared module has a true attribute ``weighted``, its layers are called
-    ``layer(inputs, weights)`` with two lists, and they fold the weights into their last affine map (weights is None if
-    all are 1). If a factory has a true attribute ``sums``, it makes one such layer for all fresh calls of a sum; under
-    ``dynamic`` it is called ``layer(inputs, None, weights)`` with weights (batch, 1, ...).
+    ...) or, with ``channel_dim=-1``, (batch, ..., channels). If a factory or shared module has a true attribute
+    ``weighted``, its layers are called ``layer(inputs, weights)`` with two lists, and they fold the weights into their
+    last affine map (weights is None if all are 1). If a factory has a true attribute ``sums``, it makes one such layer
+    for all fresh calls of a sum; under ``dynamic`` it is called ``layer(inputs, None, weights)`` with weights
+    (batch, 1, ...).
 
     Args:
         algorithm: whatever ``optnet.trace`` takes, or a ``Program`` (then steps, reading and constants are its own).
@@ -238,7 +240,8 @@ def unroll(
             learned under a rule of ``optnet.networks.rules.NAMES``.
         reading: ``map`` (default) or ``residual``; see ``optnet.trace``.
         per_channel: one coefficient per channel instead of one per term; needs ``channels``.
-        channels: the number of channels (dimension 1) of the iterates; ``dynamic`` needs it too.
+        channels: the number of channels of the iterates; ``dynamic`` needs it too.
+        channel_dim: the dimension of the channels: 1, or -1 for tokens (batch, tokens, channels).
         start_channels: that of starting points that only operators read, where it differs.
         shortcuts: for a starting point, the module that is applied to it wherever it is not an operator's argument;
             None says that it has another shape and enters sums only through operators.
@@ -261,6 +264,8 @@ def unroll(
     coefficients = SYNONYMS.get(coefficients, coefficients)
     one_of("memory", memory, MEMORY, OperatorError)
     operators = {python_name(name): operator for name, operator in operators.items()}
+    if channel_dim not in (1, -1):
+        raise OperatorError(f"channel_dim={channel_dim} must be 1, or -1 for tokens (batch, tokens, channels)")
     for wants, what in ((per_channel, "per_channel=True"), (coefficients == DYNAMIC, f"coefficients={DYNAMIC}")):
         if wants and (type(channels) is not int or channels < 1):
             raise OperatorError(f"{what} needs channels=C, the number of channels of the iterates")
@@ -278,7 +283,8 @@ def unroll(
             name: value
             for name, value, default in (
                 ("coefficients", coefficients, "learnable"), ("reading", reading, None), ("channels", channels, None),
-                ("start_channels", start_channels, None), ("per_channel", per_channel, False),
+                ("channel_dim", channel_dim, 1), ("start_channels", start_channels, None),
+                ("per_channel", per_channel, False),
                 ("packed", packed, False), ("memory", memory, "keep"), ("device", device, None),
                 ("textbook", textbook, None), ("dtype", dtype, None), ("equal", equal, ()),
                 ("formulas", formulas, None),
@@ -309,10 +315,10 @@ def unroll(
     width = (channels if per_channel else 0) if coefficients != "fixed" else None
     ruled = made = None
     if coefficients == DYNAMIC:
-        made = dynamic(program, channels or 0, start_channels or channels or 0)
+        made = dynamic(program, channels or 0, start_channels or channels or 0, channel_dim)
     elif coefficients in NAMES:
         ruled = table(coefficients, program, width or 0, equal, formulas)
-    emitter = Emitter(program, operators, projections, width, packed, device, dtype, ruled, made)
+    emitter = Emitter(program, operators, projections, width, packed, device, dtype, ruled, made, channel_dim)
     by_starts = {1: _UnrolledFromOne, 2: _UnrolledFromTwo}
     kind = _UnrolledFromList if packed else by_starts.get(len(program.starts), Unrolled)
     body = emitter.run()

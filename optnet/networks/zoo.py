@@ -18,9 +18,11 @@ from optnet.language.lookup import find_algorithm
 from optnet.networks import mlp
 from optnet.networks.convert import checkpoint_filter
 from optnet.networks.design import StageProgram, suitable_layer
-from optnet.networks.layers import FAMILIES
+from optnet.networks.layers import FAMILIES, TOKEN_FAMILIES
 from optnet.networks.network import Network
 from optnet.networks.options import NetworkOptions
+from optnet.networks.token_zoo import TOKEN_MODELS, build_token_network
+from optnet.networks.tokens import TokenNetwork
 from optnet.networks.unrolled import coefficient_names
 
 
@@ -253,16 +255,26 @@ for _name, _preset in MODELS.items():
 
 def list_models() -> list[str]:
     """The names of all models that optnet registers with timm, sorted."""
-    return sorted([*MODELS, *mlp.default_cfgs])
+    return sorted([*MODELS, *TOKEN_MODELS, *mlp.default_cfgs])
 
 
-def create_model(algorithm: str | Callable[..., Any] | Algorithm, **kwargs: Any) -> Network:
-    """A network from any algorithm, registered or your own; the arguments are those of ``Network.from_algorithm``.
+def has_algorithm(name: str) -> bool:
+    """Whether a model of this name, without a tag, is an unrolled algorithm."""
+    return name in MODELS or name in TOKEN_MODELS
+
+
+def create_model(algorithm: str | Callable[..., Any] | Algorithm, **kwargs: Any) -> Network | TokenNetwork:
+    """A network from any algorithm, registered or your own.
+
+    The arguments are those of ``Network.from_algorithm`` or, with a layer family on tokens like ``layer="vit_half"``,
+    those of ``TokenNetwork.from_algorithm``.
 
     Raises:
         AlgorithmError, ModelError: the algorithm or an option is wrong.
     """
     try:
+        if kwargs.get("layer") in TOKEN_FAMILIES:
+            return build_token_network(algorithm, **kwargs)
         return build_network(algorithm, **kwargs)
     except RequestError:
         raise

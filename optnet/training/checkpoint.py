@@ -17,8 +17,8 @@ from torch import nn
 from optnet.data import Preprocessing
 from optnet.data.record import DataRecord
 from optnet.errors import CheckpointError, ConfigError, RequestError, printable, reason
-from optnet.networks.network import Network
-from optnet.networks.zoo import MODELS
+from optnet.networks.trunk import Trunk
+from optnet.networks.zoo import has_algorithm
 from optnet.options import number, option
 from optnet.training.folder import replacing, settle
 from optnet.training.logbook import Record
@@ -209,7 +209,7 @@ def check_classes(content: Checkpoint, classes: Sequence[str], where: str) -> No
 def describe(model: nn.Module, name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
     """What is needed to build ``model`` again without anybody's code: timm's name and arguments, and the programs."""
     kwargs = {key: value for key, value in kwargs.items() if key not in _STARTED_FROM}
-    if isinstance(model, Network):
+    if isinstance(model, Trunk):
         kwargs = {key: getattr(model.options, key, value) for key, value in kwargs.items() if key not in _TRACED}
         kwargs = {**kwargs, "algorithm": None, "programs": model.programs_json(), "layer": model.layer}
     return {"name": name, "kwargs": kwargs}
@@ -242,7 +242,7 @@ def build(described: Mapping[str, Any], state_dict: Mapping[str, Any]) -> nn.Mod
         if not timm.is_model(name):
             raise CheckpointError(f"the checkpoint's model '{str(name)[:80]}' is none of optnet's or timm's")
         kwargs = {key: value for key, value in kwargs.items() if key not in (*_STARTED_FROM, *_TRACED)}
-        if get_arch_name(name) in MODELS:
+        if has_algorithm(get_arch_name(name)):
             kwargs["algorithm"] = None  # its programs, and they alone, say what it computes
         model: nn.Module = timm.create_model(name, **kwargs)
         for key, own in model.state_dict().items():

@@ -10,8 +10,9 @@ from timm.models.convnext import ConvNeXtBlock
 from torch import Tensor, nn
 
 from optnet.networks.emitting import Call, LayerFactory
-from optnet.networks.layers.convolution import Conv2d, Linear
+from optnet.networks.layers.convolution import Conv2d
 from optnet.networks.layers.family import Family
+from optnet.networks.layers.linear import Linear
 from optnet.networks.layers.norms import PIXEL_NORMS
 
 LAYER_SCALE = 1e-6

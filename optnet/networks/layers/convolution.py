@@ -1,8 +1,7 @@
-"""Linear maps whose weights are scaled per output or input channel. Knows no layer family."""
+"""Convolutions whose weights are scaled per output or input channel. Knows no layer family."""
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -22,15 +21,6 @@ class Conv2d(nn.Conv2d):
             weight = weight * scale.reshape(-1, 1, 1, 1)
             bias = None if bias is None else bias * scale
         return self._conv_forward(input, weight, bias)
-
-
-class Linear(nn.Linear):
-    """``scale * (W x + b)`` on the last dimension; ``scale`` is a 0-d tensor or has one value per output channel."""
-
-    def forward(self, input: Tensor, scale: Tensor | None = None) -> Tensor:
-        if scale is None:
-            return F.linear(input, self.weight, self.bias)
-        return F.linear(input, self.weight * scale.reshape(-1, 1), self.bias * scale)
 
 
 class NormConv2d(nn.Module):

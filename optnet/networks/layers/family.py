@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from optnet.language.program import Program
 from optnet.networks.emitting import Call, LayerFactory
 from optnet.networks.layers.norms import NORMS, PLACES
 from optnet.networks.layers.style import Style
@@ -26,6 +27,7 @@ class Family:
         ModelError: the family does not support the style's norm or its position.
     """
 
+    channel_dim = 1
     expansion = 1
     final_norm = False
     """Whether the network applies a norm and an activation after its last stage."""
@@ -81,6 +83,10 @@ class Family:
     def reshapes(self) -> bool:
         """Whether a starting point must be projected before it is added to later iterates."""
         return self.stride != 1 or self.in_chs != self.chs
+
+    def layers(self, program: Program) -> dict[str, LayerFactory]:
+        """What makes the layers of each operator of a program."""
+        return {name: self.T() if name == program.main else self.P() for name in program.operators}
 
     def T(self) -> LayerFactory:
         raise NotImplementedError
