@@ -66,6 +66,7 @@ def same(back, theirs):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.sampled(3)
 def test_every_variant_is_reproduced(variant):
     theirs = small(variant)
     ours = convert.from_timm(theirs)
@@ -74,6 +75,7 @@ def test_every_variant_is_reproduced(variant):
 
 
 @pytest.mark.parametrize("variant", ["first version", "second version", "second version, 1x1 convolutions"])
+@pytest.mark.sampled(1)
 def test_mixed_precision_loses_nothing_more(variant):
     """Timm adds the branches in float32: a sum in the branch's own tensor would be in bfloat16."""
     theirs = small(variant)
@@ -84,6 +86,7 @@ def test_mixed_precision_loses_nothing_more(variant):
 
 @pytest.mark.parametrize("coefficients", ["learnable", "fixed"])
 @pytest.mark.parametrize("variant", ["first version", "second version, 1x1 convolutions", "dropped paths"])
+@pytest.mark.sampled(2)
 def test_a_step_is_the_same(variant, coefficients):
     theirs = small(variant).double()
     ours = convert.from_timm(theirs, coefficients=coefficients)
