@@ -24,7 +24,7 @@ from optnet.app.train import prepare
 from optnet.language.declaration import as_algorithm
 from optnet.lifted import ADMM, BCD, LPOM, MAC, ADMMOptions, BCDOptions, LPOMOptions, MACOptions
 from optnet.lifted.losses import LOSSES
-from optnet.networks.design import suitable_layer
+from optnet.networks.design import is_split, suitable_layer
 from optnet.networks.initialisation import linear_maps
 from optnet.networks.layers import FAMILIES, PIXEL_NORMS
 from optnet.networks.objectives import ACTIVATIONS, activation
@@ -273,7 +273,11 @@ def weights(folder, name="last"):
     return checkpoint.load(folder / "checkpoints" / f"{name}.pt").state_dict
 
 
-EVERY = [name for name in list_algorithms() if find_algorithm(name).network.unsuited is None]
+CLASSIFIERS = [name for name in list_algorithms() if find_algorithm(name).network.unsuited is None]
+SPLIT = [name for name in CLASSIFIERS if is_split(find_algorithm(name))]
+"""Those with attention and an MLP as operators, which only transformers have."""
+EVERY = [name for name in CLASSIFIERS if name not in SPLIT]
+"""Those that make an image network."""
 
 
 LAYERED = {
