@@ -181,9 +181,11 @@ def _verify(theirs: nn.Module, ours: Network) -> None:
     outputs = []
     for model in (theirs, ours):
         model = copy.deepcopy(model).to("cpu", torch.float64).eval()
-        own = coefficient_names(model)
-        means = [tensor for name, tensor in model.named_buffers() if name.endswith("running_mean")]
-        for tensor in [*means, *(p for name, p in model.named_parameters() if p.ndim == 1 and name not in own)]:
+        own = {model.get_parameter(name) for name in coefficient_names(model)}
+        means = [
+            m.running_mean for m in model.modules() if isinstance(m, nn.BatchNorm2d) and m.running_mean is not None
+        ]
+        for tensor in [*means, *(vector for vector in model.parameters() if vector.ndim == 1 and vector not in own)]:
             tensor += 0.1
         outputs.append(model(x))
     wanted, got = outputs
