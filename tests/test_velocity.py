@@ -5,11 +5,13 @@ import itertools
 import pytest
 import torch
 from helpers import EVERY, SMALL, SPLIT, build, label, random_images
+from timm.layers import Attention, Mlp
 from torch import nn
 
 import optnet
 from optnet import Algorithm, AlgorithmError, Iterate, ModelError, Operator, create_model, find_algorithm, identity
 from optnet.networks.design import design, suitable_layer
+from optnet.networks.layers import TOKEN_FAMILIES
 from optnet.networks.unrolled import unrolled_in
 
 VELOCITY = [name for name in optnet.list_algorithms() if find_algorithm(name).network.velocity]
@@ -176,6 +178,65 @@ def test_attention_and_mlp_are_read_alike():
     assert stage.start.readings == {"A": "residual", "M": "map", "P": "map"}
     (stage,) = design("ista", [2], **options)
     assert stage.start.readings == {"G": "residual", "P": "map"}
+
+
+# transformers
+
+
+def transformer(name, **options):
+    torch.manual_seed(0)
+    sizes = {"depth": 3, "embed_dim": 8, "num_heads": 2, "img_size": 8, "patch_size": 4, "num_classes": 3}
+    return create_model(name, **{"layer": "vit_half", **sizes, **options}).double().eval()
+
+
+@pytest.mark.parametrize("layer", TOKEN_FAMILIES)
+@pytest.mark.parametrize("name", VELOCITY)
+def test_transformers_have_a_norm_of_the_velocity_if_asked(name, layer):
+    """One a call of the branches, and nothing else is new."""
+    without, normed = (transformer(name, layer=layer, velocity_norm=norm) for norm in (False, True))
+    program = normed.programs[0].start
+    calls = len(program.calls(program.main)) * (2 if name == "lie_trotter_momentum" else 1)
+    norms = normed.stages[0].unrolled.served_by("P").values()
+    assert len(norms) == calls and all(isinstance(one, nn.LayerNorm) for one in norms)
+    more = sum(p.numel() for p in normed.parameters()) - sum(p.numel() for p in without.parameters())
+    sums = [sum(len(row.terms) for row in one.programs[0].start.combines) for one in (normed, without)]
+    assert more == calls * 2 * 8 + sums[0] - sums[1]
+    images = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    normed(images).square().sum().backward()
+    assert all(p.grad is not None for p in normed.parameters())
+    assert not torch.allclose(normed(images), without(images))
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_yuriiformer_is_nesterovs_momentum_on_half_steps(norm):
+    split, whole = (transformer(name, velocity_norm=norm) for name in ("yuriiformer", "nesterov_momentum"))
+    assert len([*split.parameters()]) == len([*whole.parameters()])
+    for module, other in zip(by_calls(split), by_calls(whole), strict=True):
+        other.load_state_dict(module.state_dict())
+    shared = {name: value for name, value in split.state_dict().items() if not name.startswith("stages")}
+    whole.load_state_dict(shared, strict=False)
+    images = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    assert torch.equal(split(images), whole(images))
+
+
+def by_calls(model):
+    (stage,) = unrolled_in(model).values()
+    return [stage.body.get_submodule(stage.layers[call.value]) for call in stage.program.applies]
+
+
+@pytest.mark.parametrize("layer", TOKEN_FAMILIES)
+def test_a_method_of_ones_own_has_attention_and_mlp(layer):
+    model = transformer(own_split, layer=layer)
+    (stage,) = unrolled_in(model).values()
+    for name, kind in (("A", Attention), ("M", Mlp)):
+        layers = stage.served_by(name).values()
+        assert len(layers) == 3 and all(any(isinstance(one, kind) for one in layer.modules()) for layer in layers)
+    assert transformer("nesterov").programs[0].start.readings == {"T": "residual"}
+
+
+def test_only_methods_with_a_velocity_make_transformers_with_its_norm():
+    with pytest.raises(ModelError, match="velocity_norm=true does not go with nesterov, which has no velocity; take"):
+        transformer("nesterov", velocity_norm=True)
 
 
 def test_a_start_at_the_number_0_learns_constants():
