@@ -120,7 +120,9 @@ ROWS: dict[str, Row] = {
     **{f"HB-18 {rule}": Row(ours("hbnet18", coefficients=rule), ours("resnet18"), MIDDLE) for rule in RULES},
     **{
         f"{name} {layer}": Row(
-            ours(f"{short}vit_tiny_patch16_224", layer=layer), ours("vit_tiny_patch16_224"), (16, 3, 224, 224),
+            ours(f"{short}vit_tiny_patch16_224", layer=layer),
+            ours("vit_tiny_patch16_224"),
+            (16, 3, 224, 224),
             {"train": 1.02 if short == "gd" else 1.06, "saved_bytes": 1.05},
         )
         for short, name in {"gd": "GD-ViT", "hb": "HB-ViT", "agd": "AGD-ViT"}.items()

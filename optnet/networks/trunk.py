@@ -39,6 +39,8 @@ class Trunk(nn.Module):
         num_classes: int
         in_chans: int
         stages: nn.ModuleList
+    per_block = 1
+    """The iterations that are one block; 2 if an iteration is half a block."""
     first_parameters = "^stem"
     """The parameters before the first stage, as a pattern."""
 
