@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from optnet.networks.layers.tokens import ATTENTION, MLP
-from optnet.networks.layers.transformer import ATTENTIONS, Composition, HalfStep, Parallel, Sum
+from optnet.networks.layers.transformer import ATTENTIONS, Composition, Parallel, Sum
 from optnet.networks.tokens import TokenNetwork
 from optnet.networks.unrolled import unrolled_in
 
@@ -83,7 +83,7 @@ def _kind(step: Any) -> str:
     return ATTENTION if isinstance(half.inner, tuple(ATTENTIONS.values())) else MLP
 
 
-def _half_names(half: HalfStep, ours: str, theirs: str, kind: str, number: str) -> dict[str, Joined]:
+def _half_names(half: nn.Module, ours: str, theirs: str, kind: str, number: str) -> dict[str, Joined]:
     """The names of one attention or MLP; ``number`` is that of its norm and its layer scale in timm's block."""
     inner, last = ("attn", "proj") if kind == ATTENTION else ("mlp", "fc2")
     modules = {
@@ -98,23 +98,27 @@ def _half_names(half: HalfStep, ours: str, theirs: str, kind: str, number: str) 
 
 
 def _parallel_names(layer: Parallel, ours: str, theirs: str, fused: bool) -> dict[str, Joined]:
-    """The names of attention and an MLP at one point, in timm's ``ParallelScalingBlock``.
+    """The names of attention and an MLP at one point, in timm's ``(Diff)ParallelScalingBlock``.
 
     The first maps of both are rows of one, the MLP's before those of attention. The biases are too, if queries, keys
     and values have one. The last maps are columns of one if ``fused``, those of attention before the MLP's.
     """
     own = layer.state_dict()
-    modules = {"norm": "in_norm", "ls": "ls", "attn.q_norm": "q_norm", "attn.k_norm": "k_norm"}
+    modules = {"norm": "in_norm", "ls": "ls"}
+    modules |= {f"attn.{name}": name for name in ("q_norm", "k_norm", "sub_norm") if hasattr(layer.attn, name)}
     if not fused:
         modules |= {"proj": "attn_out_proj", "fc2": "mlp_out_proj"}
-    pairs = {
+    pairs: dict[str, tuple[str, ...]] = {
         f"{module}.{rest}": (f"{name}.{rest}",)
         for name, module in modules.items()
         for rest in layer.get_submodule(name).state_dict()
     }
-    bias = ("mlp.fc1.bias", "attn.qkv.bias") if "attn.qkv.bias" in own else ("mlp.fc1.bias",)
+    pairs |= {name.removeprefix("attn."): (name,) for name in own if name.startswith("attn.lambda_")}
     pairs["in_proj.weight"] = ("mlp.fc1.weight", "attn.qkv.weight")
-    pairs["in_proj.bias" if len(bias) == 2 else "mlp_bias"] = bias
+    if "attn.qkv.bias" in own:
+        pairs["in_proj.bias"] = ("mlp.fc1.bias", "attn.qkv.bias")
+    else:
+        pairs["mlp_bias"] = ("mlp.fc1.bias",)
     if fused:
         pairs["out_proj.weight"] = ("proj.weight", "fc2.weight")
         pairs["out_proj.bias"] = ("proj.bias",)

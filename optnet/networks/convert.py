@@ -91,7 +91,9 @@ def from_timm(model: nn.Module, **options: Any) -> Network | TokenNetwork:
     name, state = type(model).__name__, model.state_dict()
     ancestor = ancestor_of(state)
     if ancestor is None:
-        raise ModelError(f"{name} is not a ResNet, ResNetV2 or DenseNet of timm or torchvision, nor timm's VisionTransformer")
+        raise ModelError(
+            f"{name} is not a ResNet, ResNetV2 or DenseNet of timm or torchvision, nor timm's VisionTransformer"
+        )
     stem = state.get(f"{ancestor.stem}.weight")
     if stem is None:
         raise ModelError(f"{name} has another kind of stem; optnet converts only stems of one convolution")
@@ -185,17 +187,11 @@ def to_timm(network: Network | TokenNetwork) -> nn.Module:
         raise ModelError(f"to_timm converts an optnet.Network or TokenNetwork, not {type(network).__name__}")
     if any(module.per_sample for module in unrolled_in(network).values()):
         raise ModelError("coefficients=dynamic: the weights differ from image to image, which no timm model has")
-    target = _timm_model(network) if isinstance(network, Network) else None
-    for entry in coefficients(network):
-        wanted = _ancestral(network, entry.stage, entry.step, entry.term)
-        if entry.value != wanted:
-            raise ModelError(
-                f"the coefficient of {entry.term} in {entry.stage} {entry.step} is {entry.value:g}, not timm's "
-                f"{wanted:g}; only networks at their ancestor's coefficients can be converted"
-            )
     if isinstance(network, TokenNetwork):
+        _check_coefficients(network)
         return transformers.to_vit(network)
-    assert target is not None
+    target = _timm_model(network)
+    _check_coefficients(network)
     ours, state = network.state_dict(), target.state_dict()
     ancestor = ancestor_of(state)
     assert ancestor is not None
@@ -213,6 +209,19 @@ def to_timm(network: Network | TokenNetwork) -> nn.Module:
     share_cfg(network, target, ancestor.stem, ancestor.head)
     _verify(network, target, network.in_chans, 7 if network.options.stem == "imagenet" else 3)
     return target.train(network.training)
+
+
+def _check_coefficients(network: Network | TokenNetwork) -> None:
+    """Raises:
+    ModelError: a coefficient differs from the ancestor's.
+    """
+    for entry in coefficients(network):
+        wanted = _ancestral(network, entry.stage, entry.step, entry.term)
+        if entry.value != wanted:
+            raise ModelError(
+                f"the coefficient of {entry.term} in {entry.stage} {entry.step} is {entry.value:g}, not timm's "
+                f"{wanted:g}; only networks at their ancestor's coefficients can be converted"
+            )
 
 
 def _ancestral(network: Network | TokenNetwork, stage: str, step: str, term: str) -> float:

@@ -1,4 +1,4 @@
-"""Reads from the modules of timm's vision transformers what they were made of. Converts nothing, knows no state dict."""
+"""Reads from the modules of timm's vision transformers what they were made of. Converts nothing."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from timm.layers import (
 )
 from timm.models.vision_transformer import (
     Block,
+    DiffParallelScalingBlock,
     ParallelScalingBlock,
     ParallelThingsBlock,
     ResPostBlock,
@@ -83,12 +84,19 @@ def read_blocks(model: VisionTransformer) -> dict[str, Any]:
     return {**found[0], "depth": len(blocks), "drop_path_rate": round(rates[-1], 6)}
 
 
-def block_of(parts: Parts, layer: str) -> Callable[..., nn.Module] | None:
-    """What makes the block of timm's that a layer family is, the argument ``block_fn``; None if timm has none."""
-    if layer == "vit_parallel":
-        usual = parts.attn_layer == "attn" and parts.mlp_layer == "mlp" and parts.num_parallel == 1
-        usual &= not (parts.scale_attn_norm or parts.scale_mlp_norm or parts.post_norm)
-        return partial(ParallelScalingBlock, fuse_out_proj=parts.fuse_out_proj) if usual else None
+def block_of(parts: Parts, parallel: bool) -> Callable[..., nn.Module] | None:
+    """What makes the block of timm's that a network's steps are, the argument ``block_fn``; None if timm has none.
+
+    Args:
+        parallel: whether a step is attention and the MLP at one point.
+    """
+    if parallel:
+        unlike = parts.mlp_layer != "mlp" or parts.scale_attn_norm or parts.scale_mlp_norm
+        if unlike or parts.post_norm or parts.num_parallel > 1:
+            return None
+        if parts.attn_layer == "diff":
+            return DiffParallelScalingBlock if parts.fuse_out_proj else None
+        return partial(ParallelScalingBlock, fuse_out_proj=parts.fuse_out_proj)
     if parts.num_parallel > 1:
         return None if parts.post_norm else partial(ParallelThingsBlock, num_parallel=parts.num_parallel)
     return ResPostBlock if parts.post_norm else Block
@@ -179,13 +187,15 @@ def _parallel_things(model: Any, block: Any) -> dict[str, Any]:
 
 
 def _parallel_scaling(model: Any, block: Any) -> dict[str, Any]:
+    differential = isinstance(block, DiffParallelScalingBlock)
     fused = block.out_proj is not None
     last = block.out_proj if fused else block.attn_out_proj
     return {
         "layer": "vit_parallel", "num_heads": block.num_heads,
         "mlp_ratio": _ratio(block.in_split[0], model.embed_dim), "qkv_bias": block.in_proj.bias is not None,
         "qk_norm": not isinstance(block.q_norm, nn.Identity), "proj_bias": last.bias is not None,
-        "fuse_out_proj": fused, "init_values": _scale(block.ls), "attn_drop_rate": block.attn_drop.p,
+        "fuse_out_proj": fused, "attn_layer": "diff" if differential else "attn", "init_values": _scale(block.ls),
+        "attn_drop_rate": block.attn_drop.p,
         "proj_drop_rate": block.mlp_drop.p, "act_layer": _act_name(model, block.mlp_act),
         "drop_path_rate": _rate(block.drop_path), **_norms(model, block.in_norm),
     }  # fmt: skip
@@ -193,5 +203,5 @@ def _parallel_scaling(model: Any, block: Any) -> dict[str, Any]:
 
 _READERS: dict[type[nn.Module], Callable[[Any, Any], dict[str, Any]]] = {
     Block: _block, ResPostBlock: _res_post, ParallelThingsBlock: _parallel_things,
-    ParallelScalingBlock: _parallel_scaling,
+    ParallelScalingBlock: _parallel_scaling, DiffParallelScalingBlock: _parallel_scaling,
 }  # fmt: skip

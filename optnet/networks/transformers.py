@@ -9,18 +9,24 @@ from typing import Any
 import torch
 from timm.layers import DropPath, PatchDropout
 from timm.models._input import update_model_input_size
+from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
 from optnet.errors import ModelError, reason
 from optnet.networks.blocks import THEIRS, Joined, block_count, block_names
+from optnet.networks.distilled import DistilledTokenNetwork
 from optnet.networks.filling import fill, shape, share_cfg
 from optnet.networks.introspection import block_of, read_blocks, read_ends
-from optnet.networks.layers.transformer import ATTENTIONS, MLPS
+from optnet.networks.layers.transformer import ATTENTIONS, MLPS, Parallel
 from optnet.networks.tokens import TokenNetwork
 from optnet.networks.unrolled import coefficient_names
 
-ADAPTED = ("patch_embed.proj.weight", "head.weight", "head.bias")
+EQUALS: dict[type[VisionTransformer], type[TokenNetwork]] = {
+    VisionTransformer: TokenNetwork, VisionTransformerDistilled: DistilledTokenNetwork,
+}  # fmt: skip
+"""timm's classes, and those of the equal networks."""
+ADAPTED = ("patch_embed.proj.weight", "head.weight", "head.bias", "head_dist.weight", "head_dist.bias")
 """The weights that timm adapts to the model's channels, or drops if the classes differ."""
 
 _SHARED = (
@@ -84,8 +90,9 @@ def to_theirs(network: TokenNetwork) -> dict[str, Tensor]:
 
 def from_vit(model: VisionTransformer, **options: Any) -> TokenNetwork:
     """The network on tokens that computes what a vision transformer of timm computes; see ``convert.from_timm``."""
-    if type(model) is not VisionTransformer:
-        raise ModelError(f"{type(model).__name__} is a vision transformer that optnet has no equal of")
+    if type(model) not in EQUALS:
+        known = " and ".join(kind.__name__ for kind in EQUALS)
+        raise ModelError(f"{type(model).__name__} is no vision transformer that optnet converts, which are {known}")
     found = {"algorithm": "heavy_ball", **read_ends(model), **read_blocks(model), "weight_init": "skip"}
     found = {"embed_dim": model.embed_dim, **found}
     stem = model.patch_embed.proj.weight
@@ -100,7 +107,7 @@ def from_vit(model: VisionTransformer, **options: Any) -> TokenNetwork:
 
 def _filled(model: VisionTransformer, options: dict[str, Any]) -> TokenNetwork:
     try:
-        made = TokenNetwork.from_algorithm(**options)
+        made = EQUALS[type(model)].from_algorithm(**options)
     except TypeError as error:
         raise ModelError(f"from_timm: {reason(error)}") from None
     fill(made, to_ours(model.state_dict(), made), model)
@@ -110,8 +117,11 @@ def _filled(model: VisionTransformer, options: dict[str, Any]) -> TokenNetwork:
 
 def _share(source: VisionTransformer, target: VisionTransformer) -> None:
     """Gives the target timm's description of the source's weights, and the size of its images."""
-    share_cfg(source, target, "patch_embed.proj", "head")
+    distilled = isinstance(source, VisionTransformerDistilled)
+    share_cfg(source, target, "patch_embed.proj", ("head", "head_dist") if distilled else "head")
     update_model_input_size(target, source.patch_embed.img_size)
+    if isinstance(source, VisionTransformerDistilled):
+        target.set_distilled_training(source.distilled_training)
 
 
 def to_vit(network: TokenNetwork) -> VisionTransformer:
@@ -120,7 +130,8 @@ def to_vit(network: TokenNetwork) -> VisionTransformer:
     Raises:
         ModelError: timm has none.
     """
-    depth, block = block_count(network), block_of(network.parts, network.layer)
+    depth, parallel = block_count(network), any(isinstance(module, Parallel) for module in network.modules())
+    block = block_of(network.parts, parallel)
     if network.streams > 1:
         raise ModelError("timm has no vision transformer with two streams")
     if depth is None or block is None:
@@ -128,7 +139,8 @@ def to_vit(network: TokenNetwork) -> VisionTransformer:
     parts, ends = network.parts, read_ends(network)
     taken = {name: getattr(parts, name) for name in _SHARED}
     embed_norm, stem = ends.pop("embed_norm_layer"), network.patch_embed.proj.weight
-    target = VisionTransformer(
+    kind = next(theirs for theirs, ours in EQUALS.items() if type(network) is ours)
+    target = kind(
         depth=depth, embed_dim=parts.dim, block_fn=block, weight_init="skip",
         norm_layer=parts.norm_class(parts.norm_layer), act_layer=parts.act_layer,
         embed_norm_layer=parts.norm_class(embed_norm) if embed_norm else None,
