@@ -97,7 +97,7 @@ UNLIKE = {
         "resnet50d", "resnext50_32x4d", "seresnet50", "resnetblur50", "wide_resnet50_2",
     )},
     **{name: lambda name=name: timm.create_model(name) for name in (
-        "resnetv2_50x1_bit", "densenetblur121d", "vit_tiny_patch16_224", "mobilenetv3_small_050",
+        "resnetv2_50x1_bit", "densenetblur121d", "beit_base_patch16_224", "mobilenetv3_small_050",
     )},
     "stochastic depth": lambda: timm.create_model("resnet18", drop_path_rate=0.5),
     "another activation": lambda: silu_inside(timm.create_model("resnet18")),

@@ -190,6 +190,11 @@ def to_timm(network: Network | TokenNetwork) -> nn.Module:
     if isinstance(network, TokenNetwork):
         _check_coefficients(network)
         return transformers.to_vit(network)
+    return _to_ancestor(network)
+
+
+def _to_ancestor(network: Network) -> nn.Module:
+    """A convolutional network as timm's ResNet, ResNetV2 or DenseNet."""
     target = _timm_model(network)
     _check_coefficients(network)
     ours, state = network.state_dict(), target.state_dict()

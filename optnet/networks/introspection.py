@@ -32,6 +32,8 @@ from optnet.networks.layers.transformer import ATTENTIONS, MLPS, Parts
 
 NORMS = ("layernorm", "rmsnorm", "simplenorm", "layernormfp32", "rmsnormfp32", "simplenormfp32")
 """timm's norms of tokens."""
+_TORCHS = {nn.Sigmoid: "sigmoid", nn.Tanh: "tanh"}
+"""torch's activations that timm has its own of, by timm's names."""
 POOLS: dict[str, type[nn.Module]] = {"map": AttentionPoolLatent, "prr": AttentionPoolPrr}
 
 
@@ -116,7 +118,9 @@ def _norm_name(model: nn.Module, norm: nn.Module) -> str:
 
 def _act_name(model: nn.Module, act: nn.Module) -> str | None:
     if type(act) is nn.GELU:
-        return None
+        return None if act.approximate == "none" else "gelu_tanh"
+    if type(act) in _TORCHS:
+        return _TORCHS[type(act)]
     for name in ACTIVATIONS:
         if get_act_layer(name) is type(act):
             return name

@@ -110,9 +110,16 @@ def _filled(model: VisionTransformer, options: dict[str, Any]) -> TokenNetwork:
         made = EQUALS[type(model)].from_algorithm(**options)
     except TypeError as error:
         raise ModelError(f"from_timm: {reason(error)}") from None
+    _cast(model, made, options["dtype"])
     fill(made, to_ours(model.state_dict(), made), model)
     _share(model, made)
     return made
+
+
+def _cast(source: nn.Module, target: nn.Module, dtype: torch.dtype) -> None:
+    """Gives the target one data type if the source has one: timm makes some parameters in float32 whatever it is."""
+    if len({parameter.dtype for parameter in source.parameters()}) == 1:
+        target.to(dtype)
 
 
 def _share(source: VisionTransformer, target: VisionTransformer) -> None:
@@ -151,6 +158,7 @@ def to_vit(network: TokenNetwork) -> VisionTransformer:
     for name in dict.fromkeys((*wanted, *state)):
         if name not in state or name not in wanted or state[name].shape != wanted[name].shape:
             raise ModelError(f"timm's VisionTransformer has no counterpart of this network's {name}")
+    _cast(network, target, stem.dtype)
     target.load_state_dict(state)
     _share(network, target)
     verify(target, network)
