@@ -140,3 +140,70 @@ def test_a_step_of_training_is_equal(name, layer):
     for key, value in wanted.items():
         assert far(got[key], value) < 1e-9, key
         assert not torch.equal(value, before[key]) or "lambda" in key, key
+
+
+def test_attention_and_mlp_by_name():
+    """A method with the two operators A and M: the k-th call of each is of the k-th block."""
+
+    @optnet.algorithm()
+    def alternating(A: Operator, M: Operator, x: Iterate, steps: int, *, beta: float = 0.0) -> Iterate:
+        """x_{k+1} = M(A(x_k)) + beta (x_k - x_{k-1})"""
+        previous = x
+        for _ in range(steps):
+            x, previous = M(A(x)) + beta * (x - previous), x
+        return x
+
+    theirs = vit("parallel branches")
+    ours = convert.from_timm(theirs, algorithm=alternating, layer="vit_parallel")
+    assert far(*outputs((ours, theirs))) < 1e-6
+    assert equal(convert.to_timm(ours), theirs)
+
+
+def test_distilled():
+    theirs = shaken(VisionTransformerDistilled(**SMALL, drop_path_rate=0.2, dynamic_img_size=True))
+    ours = convert.from_timm(theirs)
+    for train in (False, True):
+        assert torch.equal(*outputs((ours, theirs), train))
+    assert "dist_token" in ours.no_weight_decay()
+    groups = timm.models.group_parameters(ours, ours.group_matcher())
+    assert {name for names in groups.values() for name in names} == {name for name, _ in ours.named_parameters()}
+    ours.set_distilled_training()
+    back = convert.to_timm(ours)
+    assert equal(back, theirs) and type(back) is VisionTransformerDistilled
+    for one, other in zip(back.train()(images(back)), ours.eval().train()(images(ours)), strict=True):
+        assert one.shape == other.shape == (3, 7)
+    ours.reset_classifier(5)
+    assert ours.eval()(images(ours)).shape == (3, 5)
+    with pytest.warns(FutureWarning):
+        assert torch.allclose(torch.jit.script(ours)(images(ours)), ours(images(ours)), atol=1e-6)
+
+
+def test_momentum_on_a_converted_transformer():
+    theirs = vit()
+    ours = convert.from_timm(theirs, constants={"beta": 0.5})
+    plain, moving = outputs((theirs, ours))
+    assert far(moving, plain) > 1e-2
+    with pytest.raises(ModelError, match=r"the coefficient of x in stages.0.unrolled x2 is -0\.5, not timm's 0"):
+        convert.to_timm(ours)
+
+
+def test_what_was_changed_after_construction_converts():
+    theirs = vit("any size")
+    theirs.reset_classifier(4, "avg")
+    theirs.set_input_size((48, 40), (4, 8))
+    ours = convert.from_timm(shaken(theirs))
+    assert torch.equal(*outputs((ours, theirs))) and ours.patch_embed.img_size == (48, 40)
+    ours.reset_classifier(9, "token")
+    ours.set_input_size((24, 24))
+    back = convert.to_timm(ours)
+    assert torch.equal(*outputs((back, ours))) and back.num_classes == 9
+
+
+def test_dtypes_and_descriptions():
+    theirs = timm.create_model("test_vit2", pretrained=False, num_classes=7, img_size=64).to(torch.bfloat16)
+    ours = convert.from_timm(theirs)
+    assert {p.dtype for p in ours.parameters()} == {torch.bfloat16}
+    assert ours.pretrained_cfg["classifier"] == "head" and ours.pretrained_cfg["mean"] == theirs.pretrained_cfg["mean"]
+    wanted = timm.data.resolve_model_data_config(theirs)
+    assert timm.data.resolve_model_data_config(ours) == wanted
+    assert timm.data.resolve_model_data_config(convert.to_timm(ours)) == wanted

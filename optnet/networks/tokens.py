@@ -203,6 +203,18 @@ class TokenNetwork(Trunk, VisionTransformer):
                             last.weight.div_((2 * (call.iteration // self.per_block + 1)) ** 0.5)
 
     @torch.jit.ignore
+    def load_pretrained(self, checkpoint_path: str, prefix: str = "") -> None:
+        """timm's reader of JAX's .npz files.
+
+        Raises:
+            ModelError: always.
+        """
+        raise ModelError(
+            f"{checkpoint_path} is read as a .npz file of JAX, whose names are not this network's; read it into timm's "
+            "model and convert that with optnet.convert.from_timm, or give custom_load=False with another file"
+        )
+
+    @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """The coefficients, and the positions and tokens that timm's ``VisionTransformer`` names."""
         return Trunk.no_weight_decay(self) | VisionTransformer.no_weight_decay(self)

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from timm.layers import DropPath, PatchDropout
-from timm.models._input import update_model_input_size
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
@@ -123,10 +122,9 @@ def _cast(source: nn.Module, target: nn.Module, dtype: torch.dtype) -> None:
 
 
 def _share(source: VisionTransformer, target: VisionTransformer) -> None:
-    """Gives the target timm's description of the source's weights, and the size of its images."""
+    """Gives the target timm's description of the source's weights, and what the source returns in training."""
     distilled = isinstance(source, VisionTransformerDistilled)
     share_cfg(source, target, "patch_embed.proj", ("head", "head_dist") if distilled else "head")
-    update_model_input_size(target, source.patch_embed.img_size)
     if isinstance(source, VisionTransformerDistilled):
         target.set_distilled_training(source.distilled_training)
 
