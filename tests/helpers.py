@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from timm.layers.grn import GlobalResponseNorm
+from timm.models.convnext import ConvNeXtBlock
 from torch import nn
 
 import optnet
@@ -22,6 +24,9 @@ from optnet.app.train import prepare
 from optnet.language.declaration import as_algorithm
 from optnet.lifted import ADMM, BCD, LPOM, MAC, ADMMOptions, BCDOptions, LPOMOptions, MACOptions
 from optnet.lifted.losses import LOSSES
+from optnet.networks.design import is_split, suitable_layer
+from optnet.networks.initialisation import linear_maps
+from optnet.networks.layers import FAMILIES, PIXEL_NORMS
 from optnet.networks.objectives import ACTIVATIONS, activation
 from optnet.options import check
 from optnet.training import checkpoint, run
@@ -268,7 +273,11 @@ def weights(folder, name="last"):
     return checkpoint.load(folder / "checkpoints" / f"{name}.pt").state_dict
 
 
-EVERY = [name for name in list_algorithms() if find_algorithm(name).network.unsuited is None]
+CLASSIFIERS = [name for name in list_algorithms() if find_algorithm(name).network.unsuited is None]
+SPLIT = [name for name in CLASSIFIERS if is_split(find_algorithm(name))]
+"""Those with attention and an MLP as operators, which only transformers have."""
+EVERY = [name for name in CLASSIFIERS if name not in SPLIT]
+"""Those that make an image network."""
 
 
 LAYERED = {
@@ -284,21 +293,40 @@ LAYERED = {
     "dual": {"algorithm": "admm"},
     "projected memory": {"algorithm": "heavy_ball", "transition": "project", "coefficient_init": "algorithm"},
     "projected dual": {"algorithm": "admm", "transition": "project", "layer": "preact_basic"},
+    "convnext": {"algorithm": "heavy_ball", "layer": "convnext"},
 }
+
+
+def takes_norm(family, norm):
+    """Whether the layers of an entry of LAYERED take a norm."""
+    options = LAYERED[family]
+    layer = options.get("layer") or suitable_layer(find_algorithm(options["algorithm"]))
+    return norm in FAMILIES[layer].norms
 
 
 SMALL = {"blocks": (2, 3), "widths": (4, 8), "in_chans": 1}
 
 
 def settle(model, seed=0):
-    """Random norm statistics and affine maps: fresh ones make many an equality vacuous."""
+    """Random norm statistics, affine maps and layer scales: fresh ones make many an equality vacuous.
+
+    So do the small weights that a ConvNeXt starts from: they get variance 1 / inputs.
+    """
     generator = torch.Generator().manual_seed(seed)
+    others = (GlobalResponseNorm, *itertools.chain(*PIXEL_NORMS.values()))
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.copy_(torch.randn(module.num_features, generator=generator) * 0.2)
             module.running_var.copy_(torch.rand(module.num_features, generator=generator) + 0.5)
             module.weight.data.copy_(torch.rand(module.num_features, generator=generator) + 0.5)
             module.bias.data.copy_(torch.randn(module.num_features, generator=generator) * 0.2)
+        for layer in linear_maps(module) if isinstance(module, ConvNeXtBlock) else ():
+            nn.init.normal_(layer.weight, 0, layer.weight[0].numel() ** -0.5, generator=generator)
+        for name, value in module.named_parameters(recurse=False):
+            if name == "gamma" or (isinstance(module, others) and name == "weight"):
+                value.data.copy_(torch.rand(value.shape, generator=generator) + 0.5)
+            elif isinstance(module, others):
+                value.data.copy_(torch.randn(value.shape, generator=generator) * 0.2)
     return model.eval()
 
 

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from helpers import go, prepare
+from helpers import crossed, go, prepare
 
 from optnet import RequestError
 from optnet.app.config import Model, Train
 from optnet.data import DataOptions
 from optnet.networks.initialisation import SCHEMES, InitOptions
-from optnet.networks.layers import FAMILIES, NORMS
+from optnet.networks.layers import FAMILIES, NORMS, PIXEL_NORMS
 from optnet.training.monitoring.monitor import MonitorOptions
 
 MODELS = {"plain": "gdnet_small", "dense": "agdnet_small", "dense_bc": "agdnet_small"}
@@ -17,10 +17,13 @@ NETWORKS["two streams"] = Model("admmnet_small")
 REFUSED = {("weight", "lsuv"), ("weight_mean", "lsuv")}
 
 
+def refused(network, norm):
+    return norm not in FAMILIES[NETWORKS[network].layer or "basic"].norms
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("network, norm", crossed(NETWORKS, [*NORMS, *PIXEL_NORMS], without=refused))
 @pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("network", NETWORKS)
 def test_fifty_steps(network, norm, scheme, tmp_path):
     model = Model(**{**vars(NETWORKS[network]), "norm": norm})
     config = Train(

@@ -25,6 +25,7 @@ SETTINGS = {
     "krasnoselskii_mann": {}, "merge_and_run": {"step": 0.5, "earlier": 0.125}, "nesterov": {"beta": 0.25},
     "nesterov_dense": {"alpha": 1.0, "beta": 0.25}, "admm": {}, "triple_momentum": {}, "chebyshev": {},
     "information_theoretic_exact": {}, "splitting_admm": {"rho": 0.75}, "pdhg": {}, "douglas_rachford": {},
+    "momentum": {}, "nesterov_momentum": {"lookahead": 0.5}, "lie_trotter_momentum": {}, "euler_momentum": {},
 }  # fmt: skip
 
 

@@ -9,7 +9,7 @@ import timm
 import torch
 import torch.nn.functional as F
 import torchvision
-from helpers import LAYERED, SMALL, crossed, prepare, random_images
+from helpers import LAYERED, SMALL, crossed, prepare, random_images, takes_norm
 from torch import nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
@@ -25,7 +25,7 @@ from optnet.networks.initialisation import (
     linear_maps,
     needs_data,
 )
-from optnet.networks.layers import NORMS
+from optnet.networks.layers import NORMS, PIXEL_NORMS
 from optnet.networks.layers.norms import WEIGHT_NORMED
 
 WIDE = {"blocks": (2, 2), "widths": (64, 96), "in_chans": 8}
@@ -173,7 +173,14 @@ def outputs(model, images):
     return found
 
 
-@pytest.mark.parametrize("family, norm", crossed(LAYERED, [name for name in NORMS if name not in WEIGHT_NORMED]))
+UNPARAMETRIZED = [name for name in (*NORMS, *PIXEL_NORMS) if name not in WEIGHT_NORMED]
+
+
+def refused(family, norm):
+    return not takes_norm(family, norm)
+
+
+@pytest.mark.parametrize("family, norm", crossed(LAYERED, UNPARAMETRIZED, without=refused))
 def test_unit_variance_after_lsuv(family, norm):
     torch.manual_seed(0)
     model = create_model(**{**SMALL, **LAYERED[family]}, norm=norm)
@@ -185,7 +192,7 @@ def test_unit_variance_after_lsuv(family, norm):
         assert output.var().item() == pytest.approx(1, rel=0.02)
 
 
-@pytest.mark.parametrize("family, norm", crossed(LAYERED, WEIGHT_NORMED))
+@pytest.mark.parametrize("family, norm", crossed(LAYERED, WEIGHT_NORMED, without=refused))
 def test_weight_norm_starts_from_the_data(family, norm):
     torch.manual_seed(0)
     model = create_model(**{**SMALL, **LAYERED[family]}, norm=norm, coefficients="fixed").double()

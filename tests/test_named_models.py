@@ -3,15 +3,14 @@
 import pytest
 import timm
 import torch
-from helpers import call, crossed, random_images, settle, some
+from helpers import EVERY, call, crossed, random_images, settle, some
 
 import optnet
-from optnet import ModelError, find_algorithm, list_algorithms
+from optnet import ModelError, find_algorithm
 from optnet.networks.design import suitable_layer
 from optnet.networks.unrolled import unrolled_in
 from optnet.networks.zoo import MODELS
 
-CLASSIFIERS = [name for name in list_algorithms() if find_algorithm(name).network.unsuited is None]
 RESNETS = [name for name in MODELS if name.startswith("optnet_resnet")]
 
 
@@ -30,7 +29,7 @@ def readings(model):
     return {program.start.readings[program.start.main] for program in model.programs}
 
 
-@pytest.mark.parametrize(("name", "algorithm"), crossed(MODELS, CLASSIFIERS))
+@pytest.mark.parametrize(("name", "algorithm"), crossed(MODELS, EVERY))
 def test_the_algorithm_changes_and_the_layers_stay(name, algorithm):
     own = tiny(name)
     try:

@@ -4,20 +4,22 @@ import copy
 
 import pytest
 import torch
-from helpers import LAYERED, OWN, SMALL, crossed, random_images, settle, weights_of_sums
+from helpers import LAYERED, OWN, SMALL, crossed, random_images, settle, takes_norm, weights_of_sums
 from timm.layers import convert_sync_batchnorm, freeze_batch_norm_2d
 from torch import nn
 
 from optnet import ModelError, create_model
 from optnet.networks import convert
-from optnet.networks.layers import FAMILIES, NORMS
+from optnet.networks.layers import FAMILIES, NORMS, PIXEL_NORMS
 from optnet.networks.layers.convolution import Conv2d
 from optnet.networks.layers.norms import WEIGHT_NORMED, BatchNorm2d, GroupNorm, MeanOnlyBatchNorm2d
 
 X = random_images(8).double()
 PLACED = [
-    *crossed(LAYERED, NORMS, [None]), *crossed(("plain", "basic", "bottleneck", "two streams"), NORMS, ["before"])
-]  # fmt: skip
+    *crossed(LAYERED, NORMS, [None], without=lambda family, norm, _: not takes_norm(family, norm)),
+    *crossed(["convnext"], PIXEL_NORMS, [None]),
+    *crossed(("plain", "basic", "bottleneck", "two streams"), NORMS, ["before"]),
+]
 
 
 def build(family, norm, place=None, **options):
@@ -127,6 +129,19 @@ def test_a_place_that_the_family_does_not_have(layer):
         create_model(algorithm, **SMALL, layer=layer, norm_place="after")
     assert "\n" not in str(error.value)
     create_model(algorithm, **SMALL, layer=layer, norm_place="before")
+
+
+@pytest.mark.parametrize("layer, norm", crossed(FAMILIES, [*NORMS, *PIXEL_NORMS]))
+@pytest.mark.sampled(3)
+def test_a_norm_that_the_family_does_not_have(layer, norm):
+    options = {**SMALL, "layer": layer, "norm": norm, "device": "meta"}
+    algorithm = "nesterov_dense" if layer.startswith("dense") else "heavy_ball"
+    if norm in FAMILIES[layer].norms:
+        create_model(algorithm, **options)
+        return
+    with pytest.raises(ModelError, match=f"norm={norm} does not go with this layer; it takes") as error:
+        create_model(algorithm, **options)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("options", [{"norm": "nonsense"}, {"norm_place": "nowhere"}])

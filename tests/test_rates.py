@@ -343,6 +343,6 @@ def test_methods_with_the_same_recurrence_are_named():
     assert analysis.diagnose(trace("fista", steps=10)).same == ("fista", "nesterov")
     mine = Algorithm(forgetful(1000))
     found = analysis.diagnose(trace(mine, steps=10, constants={"beta": 0.9}))
-    assert found.same == ("heavy_ball",) and found.nearest[0] == "heavy_ball"
+    assert found.same == ("heavy_ball", "momentum") and found.nearest[0] == "heavy_ball"
     other = analysis.diagnose(trace(mine, steps=10, constants={"beta": 0.85}))
     assert other.same == () and other.nearest[0] == "heavy_ball" and 0 < other.nearest[1] < 0.1

@@ -52,9 +52,9 @@ def test_the_network_is_the_algorithm(method, kind, reading, coefficients):
 
 @pytest.mark.parametrize("method", [m for m in METHODS if "P" in m.operators and not m.operators["P"]], ids=names)
 def test_a_projection_is_a_layer_of_every_step(method):
-    layers = {"T": layer("tanh"), "P": nn.ReLU()}
+    layers = {**{name: layer("tanh", seed) for seed, name in enumerate(required(method))}, "P": nn.ReLU()}
     network = unroll(method, steps=5, operators=layers, coefficients="fixed", dtype=torch.float64)
-    wanted = method(layers["T"], *starts(method), steps=5, P=layers["P"])
+    wanted = method(**layers, **dict(zip(method.starts, starts(method), strict=True)), steps=5)
     assert_close(network(*starts(method)), wanted)
 
 

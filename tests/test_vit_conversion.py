@@ -6,7 +6,6 @@ from functools import partial
 import pytest
 import timm
 import torch
-from helpers import crossed
 from timm.layers import GluMlp, LayerNorm, SwiGLU, SwiGLUPacked
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import (
@@ -122,8 +121,10 @@ def test_whole_blocks(name):
     assert equal(convert.to_timm(ours), theirs)
 
 
-STEPS = [("plain", "vit_half"), ("layer scales", "vit"), ("in parallel, biases", None), ("in parallel, fused", None),
-         ("parallel branches", "vit_half"), ("norms behind", "vit"), ("differential attention", "vit_half")]  # fmt: skip
+STEPS = [
+    ("plain", "vit_half"), ("layer scales", "vit"), ("in parallel, biases", None), ("in parallel, fused", None),
+    ("parallel branches", "vit_half"), ("norms behind", "vit"), ("differential attention", "vit_half"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("name, layer", STEPS)

@@ -20,6 +20,7 @@ ANCESTORS = {
     "resnet50": lambda: timm.create_model("resnet50", num_classes=7),
     "resnetv2_50": lambda: timm.create_model("resnetv2_50", num_classes=7),
     "densenet121": lambda: timm.create_model("densenet121", num_classes=7),
+    "convnext": lambda: timm.create_model("convnextv2_atto", num_classes=7),
     "torchvision resnet34": lambda: torchvision.models.resnet34(num_classes=7),
     "torchvision densenet121": lambda: torchvision.models.densenet121(num_classes=7),
 }
@@ -66,7 +67,7 @@ def test_ancestors_are_reproduced_after_a_step(name):
         assert difference(ours(x), theirs(x)) < 1e-9
 
 
-ROUND = ["resnet18", "resnet50", "resnetv2_18", "resnetv2_50", "densenet121", "densenet161"]
+ROUND = ["resnet18", "resnet50", "resnetv2_18", "resnetv2_50", "densenet121", "densenet161", "convnext_atto"]
 
 
 @pytest.mark.parametrize("name", some(ROUND, "resnet18", "resnetv2_18", "densenet121"))
@@ -97,7 +98,7 @@ UNLIKE = {
         "resnet50d", "resnext50_32x4d", "seresnet50", "resnetblur50", "wide_resnet50_2",
     )},
     **{name: lambda name=name: timm.create_model(name) for name in (
-        "resnetv2_50x1_bit", "densenetblur121d", "beit_base_patch16_224", "mobilenetv3_small_050",
+        "resnetv2_50x1_bit", "densenetblur121d", "edgenext_xx_small", "beit_base_patch16_224", "mobilenetv3_small_050",
     )},
     "stochastic depth": lambda: timm.create_model("resnet18", drop_path_rate=0.5),
     "another activation": lambda: silu_inside(timm.create_model("resnet18")),
@@ -130,6 +131,7 @@ OWN = {  # networks of ours that timm has no model for, and what is said of them
         r"no counterpart of timm's layer2\.0\.downsample\.0\.weight",
     ),
     "stem": ({"model_name": "hbnet18", "stem_width": 32}, r"no counterpart of timm's conv1\.weight"),
+    "stem of a convnext": ({"model_name": "hbconvnext_tiny", "stem": "small"}, "no model with layer=convnext, widths="),
     "two calls a step": (
         {"model_name": "hbnet18", "algorithm": twice, "blocks": [1] * 4},
         r"no counterpart of this network's stages\.0\.unrolled\.body\.T_1",
@@ -352,7 +354,7 @@ def test_only_coefficients_are_tuned():
 
 SIZES = {  # parameters in millions, coefficients left out, of the ancestors as published
     "hbnet18": 11.69, "hbnet34": 21.80, "hbnet50": 25.56, "agdnet121": 7.98, "agdnet40_cifar": 1.02,
-    "hbnet110_cifar": 1.73,
+    "hbnet110_cifar": 1.73, "hbconvnext_tiny": 28.59,
 }  # fmt: skip
 
 

@@ -104,8 +104,8 @@ def distances(program: Program) -> dict[str, float]:
     """The distance (root mean square over the table) to every method of the library, nearest first.
 
     Every method has its default constants; the program's own algorithm has the constants of the program. Relaxations
-    of another method and methods that call their operator at another number of points are left out. At equal distances
-    the program's own algorithm is first.
+    of another method and methods that call their operator at another number of points are left out. At distances that
+    are equal up to rounding the program's own algorithm is first.
 
     Raises:
         RequestError: the program has more than ``MOST_CALLS`` calls.
@@ -128,7 +128,7 @@ def distances(program: Program) -> dict[str, float]:
             continue
         if other.shape == table.shape:
             found[name] = float(np.sqrt(((other - table) ** 2).mean()))
-    return dict(sorted(found.items(), key=lambda item: (item[1] > SAME and item[1], item[0] != program.name)))
+    return dict(sorted(found.items(), key=lambda item: (np.round(item[1] / SAME), item[0] != program.name)))
 
 
 def nearest(program: Program) -> tuple[str, float]:

@@ -22,6 +22,7 @@ from optnet.errors import AlgorithmError, ConfigError, RequestError, printable
 from optnet.language.declaration import Algorithm
 from optnet.language.lookup import find_algorithm, list_algorithms
 from optnet.language.tracing import trace
+from optnet.networks.design import SPLIT, is_split
 from optnet.networks.initialisation import SCHEMES
 from optnet.networks.zoo import list_models
 
@@ -170,7 +171,7 @@ def _equation(method: Algorithm) -> str:
 
 
 def _show(console: Console, method: Algorithm, steps: int, reading: str) -> None:
-    program = trace(method, steps=steps, reading=reading)
+    program = trace(method, steps=steps, reading=dict.fromkeys(SPLIT, reading) if is_split(method) else reading)
     console.print(Text(printable(method.name), style="bold").append(f"  {_equation(method)}", style="not bold"))
     if method.reference:
         console.print(Text(printable(method.reference), style="dim"))
@@ -193,6 +194,8 @@ def _analyse(console: Console, method: Algorithm, kappa: float, steps: int, wors
     tuned = ", ".join(f"{name} = {value:.6g}" for name, value in constants.items())
     rows = [("constants", tuned or "its defaults"), ("factor per step", _factor(method, mu, L))]
     rows.append(("error on quadratics", f"{analysis.worst_error(program, mu, L):.6g} after {steps} steps"))
+    if others := [name for name in program.operators if name != program.main]:
+        rows.append(("note", f"{', '.join(others)} {'are' if len(others) > 1 else 'is'} taken as the identity."))
     diagnosis = analysis.diagnose(program)
     for sentence in diagnosis.sentences:
         name, _, rest = sentence.partition(":")

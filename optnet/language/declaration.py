@@ -26,6 +26,7 @@ class NetworkDefaults:
         constants: the algorithm's constants in a network.
         last: further constants of the last stage.
         unsuited: why the algorithm cannot be an image classifier; None if it can.
+        velocity: whether the optional P acts on the velocity (a norm), and not on the iterates (an activation).
     """
 
     layer: str | None = None
@@ -33,6 +34,7 @@ class NetworkDefaults:
     constants: Mapping[str, Any] = field(default_factory=dict)
     last: Mapping[str, Any] = field(default_factory=dict)
     unsuited: str | None = None
+    velocity: bool = False
 
 
 class Algorithm:
@@ -95,6 +97,8 @@ class Algorithm:
                     raise AlgorithmError(
                         f"{self.name}: {what} names '{constant}', which is not a constant; it has: {known}"
                     )
+        if self.network.velocity and self.operators.get("P") is not False:
+            raise AlgorithmError(f"{self.name}: network.velocity is about an optional P; add P: Operator = identity")
 
     def _network_defaults(self, given: NetworkDefaults | Mapping[str, Any] | None) -> NetworkDefaults:
         if isinstance(given, NetworkDefaults):

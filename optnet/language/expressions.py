@@ -133,6 +133,8 @@ class Expression(float):
     def _with(self, operation: str, a: Any, b: Any) -> Any:
         if not all(isinstance(one, (int, float)) for one in (a, b)):
             return NotImplemented  # an iterate
+        if operation == "mul" and any(type(one) in (int, float) and one == 0 for one in (a, b)):
+            return 0.0  # whatever the constant is: a velocity that starts as the number 0 is still no iterate
         value = _real(operation, float(a), float(b))
         operands = [one.place if isinstance(one, Expression) else float(one) for one in (a, b)]
         return Expression(value, self.tape, self.tape.place(operation, *operands))

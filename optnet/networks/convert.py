@@ -1,4 +1,4 @@
-"""Converts ResNets, ResNetV2s and DenseNets of timm and torchvision to the equal optnet networks, and back."""
+"""Converts ResNets, ResNetV2s, DenseNets and ConvNeXts of timm and torchvision to equal optnet networks, and back."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 
 import timm
 import torch
+from timm.layers import DropPath
+from timm.models.convnext import ConvNeXt, ConvNeXtBlock
 from timm.models.densenet import DenseLayer, DenseNet
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from timm.models.vision_transformer import VisionTransformer
@@ -17,8 +19,10 @@ from torchvision.models.densenet import _DenseLayer
 from optnet.errors import ModelError, reason
 from optnet.networks import transformers
 from optnet.networks.ancestors import Ancestor, ancestor_of, norm_pairs, parameter_pairs
+from optnet.networks.ends import STEMS
 from optnet.networks.filling import fill, shape, share_cfg
 from optnet.networks.layers import FAMILIES, TOKEN_FAMILIES, Family
+from optnet.networks.layers.convnext import LAYER_SCALE
 from optnet.networks.layers.tokens import ATTENTION, MLP
 from optnet.networks.network import Network
 from optnet.networks.tokens import TokenNetwork
@@ -26,6 +30,8 @@ from optnet.networks.unrolled import coefficient_names, coefficients, unrolled_i
 
 DENSE_LAYERS = (DenseLayer, _DenseLayer)
 """The layers of timm's and torchvision's DenseNet; each has a ``drop_rate``."""
+CONVNEXT_STEMS = ("patch", "overlap", "overlap_tiered", "overlap_act")
+"""The stems of timm's ConvNeXt, by our names and by timm's."""
 
 
 def to_ours(state: dict[str, Tensor], model: Network) -> dict[str, Tensor]:
@@ -67,7 +73,7 @@ def checkpoint_filter(state: dict[str, Tensor], model: nn.Module) -> dict[str, T
 
 
 def from_timm(model: nn.Module, **options: Any) -> Network | TokenNetwork:
-    """The optnet network that computes what a ResNet, ResNetV2 or DenseNet of timm or torchvision computes.
+    """The optnet network that computes what a ResNet, ResNetV2, DenseNet or ConvNeXt of timm or torchvision computes.
 
     Vision transformers of timm become networks on tokens.
 
@@ -92,7 +98,7 @@ def from_timm(model: nn.Module, **options: Any) -> Network | TokenNetwork:
     ancestor = ancestor_of(state)
     if ancestor is None:
         raise ModelError(
-            f"{name} is not a ResNet, ResNetV2 or DenseNet of timm or torchvision, nor timm's VisionTransformer"
+            f"{name} is no ResNet, ResNetV2, DenseNet, ConvNeXt or VisionTransformer of timm or torchvision"
         )
     stem = state.get(f"{ancestor.stem}.weight")
     if stem is None:
@@ -100,12 +106,12 @@ def from_timm(model: nn.Module, **options: Any) -> Network | TokenNetwork:
     if stem.is_meta:
         raise ModelError(f"{name} is on the meta device and has no weights to convert; create it on a real device")
     classifier = state.get(f"{ancestor.head}.weight")
-    found = {
-        **ancestor.read(state), "stem": "imagenet" if stem.shape[-1] == 7 else "small", "stem_width": len(stem),
-        "in_chans": stem.shape[1], "num_classes": 0 if classifier is None else len(classifier),
-        **_dropout(model, FAMILIES[ancestor.read(state)["layer"]]),
-    }  # fmt: skip
-    _verify(model, _filled(model, ancestor, {**found, "dtype": torch.float64}), found["in_chans"], stem.shape[-1])
+    found = ancestor.read(model)
+    if found["layer"] != "convnext":
+        found["stem_width"] = len(stem)
+    found |= {"in_chans": stem.shape[1], "num_classes": 0 if classifier is None else len(classifier)}
+    found |= _dropout(model, FAMILIES[found["layer"]])
+    _verify(model, _filled(model, ancestor, {**found, "dtype": torch.float64}))
     found |= {"device": stem.device, "dtype": stem.dtype}
     return _filled(model, ancestor, {**found, **options}).train(model.training)
 
@@ -123,11 +129,13 @@ def _filled(model: nn.Module, ancestor: Ancestor, options: dict[str, Any]) -> Ne
 
 
 def _share_constants(source: nn.Module, target: nn.Module, pairs: Iterable[tuple[str, str]]) -> None:
-    """Gives the target's batch norms the eps and momentum of the source's: pairs of names (source, target)."""
+    """Gives the target's norms the eps and momentum of the source's: pairs of names (source, target)."""
     for one, other in pairs:
         given: Any = source.get_submodule(one)
         taking: Any = target.get_submodule(other)
-        taking.eps, taking.momentum = given.eps, given.momentum
+        taking.eps = given.eps
+        if hasattr(given, "momentum"):
+            taking.momentum = given.momentum
 
 
 def _dropout(model: nn.Module, family: type[Family]) -> dict[str, float]:
@@ -143,6 +151,8 @@ def _dropout(model: nn.Module, family: type[Family]) -> dict[str, float]:
         if family.drops and isinstance(module, DENSE_LAYERS):
             inside.add(module.drop_rate)
             continue
+        if isinstance(module, DropPath) and "drop_path_rate" in family.takes:
+            continue
         here = module.p if isinstance(module, nn.Dropout) else getattr(module, "drop_prob", None)
         here = here or (getattr(module, "drop_rate", 0.0) if name else 0.0)
         if here and module not in in_head:
@@ -154,25 +164,28 @@ def _dropout(model: nn.Module, family: type[Family]) -> dict[str, float]:
 
 
 @torch.no_grad()
-def _verify(one: nn.Module, two: nn.Module, channels: int, kernel: int) -> None:
+def _verify(theirs: nn.Module, ours: Network) -> None:
     """Compares the outputs of two models with equal weights: weights do not show strides, pooling or activations.
 
-    It runs float64 copies on one image. All norms are shifted alike, because fresh norms would hide their branches.
+    It runs float64 copies on one image. All vectors, but the coefficients, are shifted alike, because fresh norms and
+    layer scales would hide their branches.
     """
-    size = 64 if kernel == 7 else 32
-    x = torch.randn(1, channels, size, size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    size = 64 if STEMS[ours.options.stem] > 1 else 32
+    x = torch.randn(1, ours.in_chans, size, size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     outputs = []
-    for model in (one, two):
+    for model in (theirs, ours):
         model = copy.deepcopy(model).to("cpu", torch.float64).eval()
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
-                for tensor in (module.weight, module.bias, module.running_mean):
-                    tensor += 0.1
+        own = {model.get_parameter(name) for name in coefficient_names(model)}
+        means = [
+            m.running_mean for m in model.modules() if isinstance(m, nn.BatchNorm2d) and m.running_mean is not None
+        ]
+        for tensor in [*means, *(vector for vector in model.parameters() if vector.ndim == 1 and vector not in own)]:
+            tensor += 0.1
         outputs.append(model(x))
     wanted, got = outputs
     if got.shape != wanted.shape or not (got - wanted).norm() <= 1e-8 * wanted.norm():
         raise ModelError(
-            f"{type(one).__name__} and {type(two).__name__} have different outputs with the same weights: strides, "
+            f"{type(theirs).__name__} and {type(ours).__name__} have different outputs with the same weights: strides, "
             f"activation or pooling differ"
         )
 
@@ -212,7 +225,7 @@ def _to_ancestor(network: Network) -> nn.Module:
     target.load_state_dict(state)
     _share_constants(network, target, ((ours, theirs) for theirs, ours in norm_pairs(ancestor, network)))
     share_cfg(network, target, ancestor.stem, ancestor.head)
-    _verify(network, target, network.in_chans, 7 if network.options.stem == "imagenet" else 3)
+    _verify(target, network)
     return target.train(network.training)
 
 
@@ -243,7 +256,7 @@ def _ancestral(network: Network | TokenNetwork, stage: str, step: str, term: str
 
 def _timm_model(network: Network) -> nn.Module:
     options = network.options
-    if options.norm != "batch":
+    if options.norm != "batch" and network.layer != "convnext":
         raise ModelError(f"timm's ancestors use batch norms, but this network has norm={options.norm}")
     if any(len(program.start.starts) > 1 for program in network.programs):
         raise ModelError("timm has no model with two streams, or with an iterate carried across stages")
@@ -266,4 +279,13 @@ def _timm_model(network: Network) -> nn.Module:
         return DenseNet(
             growth_rate=network.widths[0], block_config=blocks, proj_drop_rate=options.proj_drop_rate, **shared
         )
+    if network.layer == "convnext" and len(blocks) == 4 and options.stem in CONVNEXT_STEMS:
+        first: Any = next(module for module in network.modules() if isinstance(module, ConvNeXtBlock))
+        return ConvNeXt(
+            depths=blocks, dims=tuple(network.widths), kernel_sizes=tuple(options.kernel_sizes or (7,) * 4),
+            ls_init_value=None if first.gamma is None else LAYER_SCALE, stem_type=options.stem,
+            head_norm_first=options.head_norm_first, head_hidden_size=options.head_hidden_size,
+            conv_mlp=options.conv_mlp, use_grn=options.use_grn, norm_layer=f"{options.norm}norm",
+            drop_path_rate=options.drop_path_rate, **shared,
+        )  # fmt: skip
     raise ModelError(f"timm has no model with layer={network.layer}, widths={network.widths}, stem={options.stem}")

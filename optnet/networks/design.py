@@ -9,13 +9,15 @@ from typing import Any, Self
 from optnet.errors import ModelError
 from optnet.language.declaration import Algorithm
 from optnet.language.folding import fold
-from optnet.language.lookup import find_algorithm
+from optnet.language.lookup import find_algorithm, list_algorithms
 from optnet.language.program import Apply, Program
 from optnet.language.tracing import record, trace
 from optnet.networks.formulas import formulas_from_json, formulas_to_json, with_formulas
 
 COEFFICIENT_INITS = ("ancestor", "algorithm")
 TRANSITIONS = ("restart", "project")
+SPLIT = ("A", "M")
+"""The names of attention and an MLP, as an algorithm's operators."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +52,16 @@ class StageProgram:
 def suitable_layer(algorithm: Algorithm) -> str:
     """The layer family that an algorithm declares.
 
-    The default is the basic block if the algorithm has a P (a ReLU after each iteration, as in ResNet), else the
-    pre-activation block.
+    The default is the basic block if the algorithm has a P on its iterates (a ReLU after each iteration, as in ResNet),
+    else the pre-activation block.
     """
-    return algorithm.network.layer or ("basic" if "P" in algorithm.operators else "preact_basic")
+    activated = "P" in algorithm.operators and not algorithm.network.velocity
+    return algorithm.network.layer or ("basic" if activated else "preact_basic")
+
+
+def is_split(algorithm: Algorithm) -> bool:
+    """Whether it has attention A and an MLP M as operators, which only layers on tokens supply."""
+    return all(algorithm.operators.get(name, False) for name in SPLIT)
 
 
 def design(
@@ -67,6 +75,8 @@ def design(
     transition: str = "restart",
     constants: Mapping[str, Any] | None = None,
     per_iteration: bool | None = None,
+    velocity_norm: bool = False,
+    tokens: bool = False,
 ) -> list[StageProgram]:
     """The programs of a network's stages; ``blocks`` gives the number of iterations of each.
 
@@ -76,13 +86,15 @@ def design(
     ``coefficient_init='ancestor'`` starts at the ancestor's constants, if the algorithm declares them.
 
     Args:
-        with_P: whether the layers supply an optional P (an activation after each iteration).
+        with_P: whether the layers supply an optional P on the iterates (an activation after each iteration).
         layer: the layers' family, which chooses the reading: ``map`` for plain layers, else ``residual``.
         per_iteration: whether each iteration learns its own constants, or None if none are learned.
+        velocity_norm: whether the layers supply an optional P on the velocity (a norm of it).
+        tokens: whether the layers supply attention A and an MLP M, which are read alike.
 
     Raises:
-        ModelError: an option is unknown, the ancestor's program differs in more than its weights, or constants are to
-            be learned and cannot be; see ``with_formulas``.
+        ModelError: an option is unknown, the layers do not supply an operator, the ancestor's program differs in more
+            than its weights, or constants are to be learned and cannot be; see ``with_formulas``.
         AlgorithmError: see ``optnet.trace``.
     """
     method = find_algorithm(algorithm)
@@ -92,8 +104,19 @@ def design(
         raise ModelError(f"blocks={list(blocks)} must be whole numbers of at least 1, the iterations of each stage")
     constants = method.read_constants(constants or {})
     required = [name for name, needed in method.operators.items() if needed]
+    if is_split(method) and not tokens:
+        raise ModelError(
+            f"{method.name} has attention A and an MLP M as operators; layer={layer} has neither, take a transformer"
+        )
+    if velocity_norm and not method.network.velocity:
+        having = ", ".join(name for name in list_algorithms() if find_algorithm(name).network.velocity)
+        raise ModelError(f"velocity_norm=true does not go with {method.name}, which has no velocity; take {having}")
+    if method.network.velocity:
+        with_P = velocity_norm
     operators = [*required, "P"] if with_P and "P" in method.operators and "P" not in required else required
     reading = reading or method.network.reading or ("map" if layer == "plain" else "residual")
+    if isinstance(reading, str):
+        reading = {name: reading for name in required if name == required[0] or (tokens and name in SPLIT)}
     runs = [list(blocks)] if transition == "project" else [[steps] for steps in blocks]
     programs: list[StageProgram] = []
     for i, run in enumerate(runs):

@@ -2,21 +2,22 @@
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Self
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import torch
-from timm.layers import ClassifierHead, get_device_dtype
+from timm.layers import calculate_drop_path_rates, get_device_dtype
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from optnet.errors import ModelError, reason
+from optnet.errors import ModelError
 from optnet.language.declaration import Algorithm
 from optnet.language.lookup import find_algorithm
 from optnet.language.program import Program
 from optnet.networks.design import StageProgram, design, suitable_layer
+from optnet.networks.ends import STEMS, head, stem
 from optnet.networks.initialisation import set_weight
-from optnet.networks.layers import FAMILIES, Family, Style
+from optnet.networks.layers import FAMILIES, Style
 from optnet.networks.options import NetworkOptions
 from optnet.networks.rules import CONSTANTS
 from optnet.networks.stage import Stage, merge
@@ -80,7 +81,8 @@ class Network(Trunk):
                 f"proj_drop_rate={options.proj_drop_rate:g} does not go with layer={layer}, whose layers have no "
                 f"dropout; drop_rate is the dropout before the classifier"
             )
-        shared = ("act_layer", "norm", "norm_place", "proj_drop_rate", "proj_drop_place")
+        options = _settled(options, layer, len(widths))
+        shared = {key.name for key in fields(Style)} & {key.name for key in fields(options)}
         style = Style(**{name: getattr(options, name) for name in shared}, device=device, dtype=dtype)
         how = {**method_options(options), "device": device, "dtype": dtype}
         self.programs, self.widths, self.layer, self.options = list(programs), list(widths), layer, options
@@ -90,15 +92,17 @@ class Network(Trunk):
         self.shown = [_shown(this, following, self.streams) for this, following in followed] + [-1]
 
         chs = options.stem_width or widths[0]
-        reduction = 4 if options.stem == "imagenet" else 1
-        self.stem = _stem(options.stem, style, family, in_chans, chs)
+        reduction = STEMS[options.stem]
+        self.stem = stem(options.stem, style, family, in_chans, chs)
+        rates, kernels = _path_rates(options.drop_path_rate, programs), options.kernel_sizes or [7] * len(widths)
         self.stages = nn.ModuleList()
         self.feature_info: list[dict[str, Any]] = []
         for i, (program, width) in enumerate(zip(programs, widths, strict=True)):
             stride = 1 if i == 0 else 2
             reduction *= stride
             following = programs[(i + 1) % len(programs)].start
-            stage = Stage(program, family(chs, width, stride, i == 0, style), len(following.starts), **how)
+            own = replace(style, drop_path_rates=rates[i], kernel_size=kernels[i])
+            stage = Stage(program, family(chs, width, stride, i == 0, own), len(following.starts), **how)
             if i and stage.streams != self.stages[-1].out_streams:
                 raise ModelError(
                     f"{program.start.name} returns {self.stages[-1].out_streams} iterate(s) to a stage with "
@@ -107,9 +111,14 @@ class Network(Trunk):
             self.stages.append(stage)
             chs = stage.out_chs
             self.feature_info.append({"num_chs": chs, "reduction": reduction, "module": f"stages.{i}"})
-        self.norm = nn.Sequential(style.norm_layer(chs), style.first_act()) if family.final_norm else nn.Identity()
+        last = [style.norm_layer(chs)] if family.final_norm or options.head_norm_first else []
+        last += [style.first_act()] if family.final_norm else []
+        self.norm = nn.Sequential(*last) if last else nn.Identity()
         self.num_features = chs
-        self.head = _head(chs, num_classes, global_pool, options.drop_rate, device, dtype)
+        normed = family.head_norm and not options.head_norm_first
+        self.head = head(
+            style, normed, chs, num_classes, global_pool, options.drop_rate, options.head_hidden_size
+        )  # fmt: skip
         self.head_hidden_size = self.head.num_features
         self.init_weights()
 
@@ -163,22 +172,24 @@ class Network(Trunk):
 
     @torch.jit.ignore
     def init_weights(self) -> None:
-        """He's initialisation of the convolutions (fan out); everything else keeps its initial values."""
+        """The layer family's own initialisation of its linear maps; everything else keeps its initial values."""
+        family = FAMILIES[self.layer]
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                weight = torch.empty_like(module.weight)
-                nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu")
+            if isinstance(module, family.filled):
+                weight = torch.empty_like(cast(Tensor, module.weight))
+                family.fill(weight)
                 set_weight(module, weight)
                 if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+                    nn.init.zeros_(cast(Tensor, module.bias))
 
     @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
         return self.head.fc
 
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None, reset_other: bool = False) -> None:
         self.num_classes = num_classes
-        self.head.reset(num_classes, global_pool, in_features=self.num_features, **get_device_dtype(self))
+        where = get_device_dtype(self)
+        self.head.reset(num_classes, global_pool, reset_other, in_features=self.num_features, **where)
         self.head_hidden_size = self.head.num_features
 
     def forward_features(self, x: Tensor) -> Tensor:
@@ -232,8 +243,8 @@ class Network(Trunk):
         if prune_norm or last + 1 < len(self.programs):
             self.norm = nn.Identity()
         self.num_features = self.feature_info[last]["num_chs"]
-        if prune_head:
-            self.reset_classifier(0, "")
+        if prune_head or last + 1 < len(self.programs):
+            self.reset_classifier(0, "", reset_other=True)
         return take
 
 
@@ -254,21 +265,27 @@ def _check_stages(programs: Sequence[StageProgram], widths: Sequence[int], layer
             raise ModelError(f"transition=project does not go with layer={layer}, whose iterates have different widths")
 
 
-def _stem(kind: str, style: Style, family: type[Family], in_chans: int, chs: int) -> nn.Sequential:
-    stem = nn.Sequential()
-    stem.add_module("conv", style.conv(in_chans, chs, *((3, 1) if kind == "small" else (7, 2))))
-    if not family.final_norm or (kind == "imagenet" and not family.same_start):
-        stem.add_module("norm", style.norm_layer(chs))
-        stem.add_module("act", style.act())
-    if kind == "imagenet":
-        stem.add_module("pool", nn.MaxPool2d(3, 2, 1))
-    return stem
+def _settled(options: NetworkOptions, layer: str, stages: int) -> NetworkOptions:
+    """The options with the layer family's norm and activation in the place of null.
+
+    Raises:
+        ModelError: an option does not go with the layer family, or has not one entry for each stage.
+    """
+    family = family_of(layer, FAMILIES)
+    for name in sorted({name for other in FAMILIES.values() for name in other.takes} - set(family.takes)):
+        given = getattr(options, name)
+        if given != getattr(NetworkOptions(), name):
+            raise ModelError(f"{name}={given} does not go with layer={layer}, whose networks have nothing like it")
+    kernels = options.kernel_sizes
+    if kernels is not None and len(kernels) != stages:
+        raise ModelError(f"kernel_sizes={list(kernels)} must have one entry for each of {stages} stages")
+    return replace(
+        options, norm=options.norm or family.norms[0], act_layer=options.act_layer or family.act_layer
+    )  # fmt: skip
 
 
-def _head(
-    chs: int, classes: int, pool: str, drop_rate: float, device: Any, dtype: torch.dtype | None
-) -> ClassifierHead:
-    try:
-        return ClassifierHead(chs, classes, pool_type=pool, drop_rate=drop_rate, device=device, dtype=dtype)
-    except (AssertionError, ValueError) as error:
-        raise ModelError(f"global_pool='{pool}' or drop_rate={drop_rate} is wrong: {reason(error)}") from None
+def _path_rates(rate: float, programs: Sequence[StageProgram]) -> list[dict[int, float]]:
+    """The rates of stochastic depth of each stage's layers T, by the numbers of their calls; they grow linearly."""
+    calls = [[call.index for call in program.start.calls(program.start.main)] for program in programs]
+    rates = calculate_drop_path_rates(rate, [len(numbers) for numbers in calls], stagewise=True)
+    return [dict(zip(numbers, grown, strict=True)) for numbers, grown in zip(calls, rates, strict=True)]

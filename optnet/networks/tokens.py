@@ -169,9 +169,9 @@ class TokenNetwork(Trunk, VisionTransformer):
         family = family_of(chosen.layer, TOKEN_FAMILIES)
         required = [name for name, needed in method.operators.items() if needed]
         program = design(
-            method, [depth * family.per_block(required[0])], layer=chosen.layer, with_P=False,
-            reading=dict.fromkeys(required, "residual"), coefficient_init=chosen.coefficient_init, constants=constants,
-            per_iteration=CONSTANTS.get(chosen.coefficients),
+            method, [depth * family.per_block(required[0])], layer=chosen.layer, with_P=False, tokens=True,
+            reading="residual", coefficient_init=chosen.coefficient_init, constants=constants,
+            per_iteration=CONSTANTS.get(chosen.coefficients), velocity_norm=chosen.velocity_norm,
         )[0]  # fmt: skip
         return cls(program, embed_dim, layer=chosen.layer, options=chosen, **vit)
 

@@ -64,6 +64,11 @@ def _dense(iterations: int, layer: str = "dense", stem_width: int = 16) -> Prese
     return _net("nesterov_dense", [iterations] * 3, [12] * 3, layer=layer, stem_width=stem_width)
 
 
+def _convnext(blocks: Sequence[int], widths: Sequence[int], published: str, tags: Sequence[str]) -> Preset:
+    weights = {tag: f"{published}.{tag}" for tag in tags}
+    return Preset("heavy_ball", tuple(blocks), tuple(widths), {"layer": "convnext", "stem": "patch"}, weights)
+
+
 _RESNET: dict[str, Any] = {"layer": "basic", "reading": "residual", "coefficients": "fixed"}
 """x_{k+1} = relu(x_k + F(x_k)) without learnable coefficients: timm's resnet18 and so on, which have those names."""
 
@@ -117,6 +122,9 @@ MODELS: dict[str, Preset] = {
     ),
     "admmnet34": _large("merge_and_run", _34_50),
     "admmnet50": _large("merge_and_run", _34_50, layer="bottleneck"),
+    "hbconvnext_tiny": _convnext(
+        (3, 3, 9, 3), (96, 192, 384, 768), "convnext_tiny", ["in12k_ft_in1k", "fb_in22k_ft_in1k", "fb_in1k"]
+    ),
     "dmrnet34": _dmr(_large("merge_and_run", _34_50)),
     "dmrnet50": _dmr(_large("merge_and_run", _34_50, layer="bottleneck")),
 }

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 from optnet.language.program import Program
 from optnet.networks.emitting import Call, LayerFactory
-from optnet.networks.layers.norms import PLACES
+from optnet.networks.layers.norms import NORMS, PLACES
 from optnet.networks.layers.style import Style
 
 
@@ -24,7 +24,7 @@ class Family:
         style: convolutions, norms and activations.
 
     Raises:
-        ModelError: the family does not support the style's norm position.
+        ModelError: the family does not support the style's norm or its position.
     """
 
     channel_dim = 1
@@ -39,16 +39,35 @@ class Family:
     """Whether every sum has the same number of channels as the iterates."""
     drops = False
     """Whether its layers take the style's dropout."""
+    takes: tuple[str, ...] = ()
+    """The options of a network that not all families take, but this one does."""
+    act_layer = "relu"
+    """The activation, if none is given."""
+    stem_acts = True
+    """Whether an activation follows the norm of the stem."""
+    head_norm = False
+    """Whether the head has a norm between the pooling and the classifier."""
+
+    norms: tuple[str, ...] = tuple(NORMS)
+    """The norms that it takes, the default first."""
 
     places: tuple[str, ...] = PLACES
     """The positions that its norms may have, the default first."""
+
+    filled: tuple[type[nn.Module], ...] = (nn.Conv2d,)
+    """The linear maps whose weights ``fill`` starts; all others keep their initial values."""
+
+    @staticmethod
+    def fill(weight: Tensor) -> None:
+        """He's initialisation (fan out)."""
+        nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu")
 
     def __init__(self, in_chs: int, width: int, stride: int, first: bool, style: Style) -> None:
         self.in_chs = in_chs
         self.width = width
         self.stride = stride
         self.first = first
-        self.style = style.placed(self.places)
+        self.style = style.normed_by(self.norms, self.places)
 
     @property
     def chs(self) -> int:

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from timm.layers import LayerNorm, LayerNorm2d, RmsNorm, RmsNorm2d, SimpleNorm, SimpleNorm2d
 from torch import Tensor, nn
 
 
@@ -143,6 +144,16 @@ NORMS: dict[str, type[nn.Module] | None] = {
     "weight_mean": MeanOnlyBatchNorm2d,  # both, as Salimans and Kingma 2016 recommend
     "none": None,
 }
+PIXEL_NORMS: dict[str, tuple[type[nn.Module], type[nn.Module]]] = {
+    "layer": (LayerNorm2d, LayerNorm),
+    "rms": (RmsNorm2d, RmsNorm),
+    "simple": (SimpleNorm2d, SimpleNorm),
+}
+"""timm's norms over the channels of each pixel, for tensors (batch, channels, height, width) and (..., channels).
+
+layer: Ba, Kiros, Hinton 2016; rms: x / sqrt(mean x^2), Zhang and Sennrich 2019; simple: x / sqrt(var x). They take no
+scale, so no coefficient goes into them.
+"""
 WEIGHT_NORMED = ("weight", "weight_mean")
 """The norms for which the convolutions' weights are g v / |v|."""
 PLACES = ("after", "before")

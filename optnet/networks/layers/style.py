@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 import torch
-from timm.layers import create_act, get_act_layer
+from timm.layers import DropPath, create_act, get_act_layer
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from optnet.errors import ModelError, unknown
+from optnet.networks.emitting import Call
 from optnet.networks.layers.convolution import Conv2d, NormConv2d
-from optnet.networks.layers.norms import NORMS, WEIGHT_NORMED, Unnormed
+from optnet.networks.layers.norms import NORMS, PIXEL_NORMS, WEIGHT_NORMED, Unnormed
 
 ACTIVATIONS = tuple(create_act._ACT_LAYER_DEFAULT)
 """The activations that timm knows by name."""
@@ -28,9 +29,11 @@ class Style:
 
     Attributes:
         act_layer: the activation's name in timm.
-        norm: one of ``NORMS``.
+        norm: one of ``NORMS`` or ``PIXEL_NORMS``.
         norm_place: norms come ``after`` or ``before`` the linear maps; None takes the layer family's default.
         proj_drop_rate, proj_drop_place: the dropout inside the stages, and one of ``DROP_PLACES``.
+        drop_path_rates: the rates of stochastic depth of this stage's layers T, by the number of the call.
+        kernel_size, conv_mlp, use_grn, ls_init_value: of the layers of ConvNeXt, see ``NetworkOptions``.
         device, dtype: those of every module.
 
     Raises:
@@ -42,6 +45,11 @@ class Style:
     norm_place: str | None = None
     proj_drop_rate: float = 0.0
     proj_drop_place: str = "layers"
+    drop_path_rates: Mapping[int, float] = field(default_factory=dict)
+    kernel_size: int = 7
+    conv_mlp: bool = False
+    use_grn: bool = False
+    ls_init_value: float | None = None
     device: torch.device | str | None = None
     dtype: torch.dtype | None = None
 
@@ -57,12 +65,14 @@ class Style:
             raise ModelError(unknown("act_layer", self.act_layer, ACTIVATIONS))
         return found
 
-    def placed(self, places: Sequence[str]) -> Self:
+    def normed_by(self, norms: Sequence[str], places: Sequence[str]) -> Self:
         """The same style with its norm position fixed to one of ``places``, by default the first.
 
         Raises:
-            ModelError: the norm position is not one of ``places``.
+            ModelError: the norm is not one of ``norms``, or its position not one of ``places``.
         """
+        if self.norm not in norms:
+            raise ModelError(f"norm={self.norm} does not go with this layer; it takes {', '.join(norms)}")
         place = self.norm_place or places[0]
         if place not in places:
             raise ModelError(f"norm_place={place} does not go with this layer; it takes {', '.join(places)}")
@@ -71,17 +81,19 @@ class Style:
     @property
     def normed(self) -> bool:
         """Whether norms are separate layers. If not, every convolution has a bias and takes the coefficients."""
-        return NORMS[self.norm] is not None
+        return self.norm in PIXEL_NORMS or NORMS[self.norm] is not None
 
     def conv(self, in_chs: int, out_chs: int, kernel: int, stride: int = 1) -> Conv2d:
+        """Pads by half the kernel; an even kernel is as large as its stride and needs no padding."""
         conv = Conv2d(
-            in_chs, out_chs, kernel, stride, padding=kernel // 2, bias=not self.normed, device=self.device,
-            dtype=self.dtype,
+            in_chs, out_chs, kernel, stride, padding=kernel // 2 if kernel % 2 else 0,
+            bias=not self.normed or self.norm in PIXEL_NORMS,  # which do not cancel it, as a batch norm does
+            device=self.device, dtype=self.dtype,
         )  # fmt: skip
         return weight_norm(conv) if self.norm in WEIGHT_NORMED else conv
 
     def norm_layer(self, chs: int) -> nn.Module:
-        layer = NORMS[self.norm]
+        layer = PIXEL_NORMS[self.norm][0] if self.norm in PIXEL_NORMS else NORMS[self.norm]
         return Unnormed() if layer is None else layer(chs, device=self.device, dtype=self.dtype)
 
     def conv_norm(self, in_chs: int, out_chs: int, kernel: int, stride: int = 1) -> tuple[nn.Module, nn.Module]:
@@ -99,6 +111,11 @@ class Style:
         """The dropout after a convolution; ``inner``: one that is not the last of its layer."""
         dropped = self.proj_drop_rate > 0 and (self.proj_drop_place == "convolutions" or not inner)
         return nn.Dropout(self.proj_drop_rate) if dropped else nn.Identity()
+
+    def drop_path(self, call: Call) -> nn.Module:
+        """The stochastic depth of the layer that serves a call. Huang, Sun, Liu, Sedra, Weinberger 2016."""
+        rate = self.drop_path_rates.get(call.index, 0.0)
+        return DropPath(rate) if rate else nn.Identity()
 
     def first_act(self) -> nn.Module:
         """The first activation of a layer. Without a norm before it, it may not overwrite its input."""
