@@ -149,7 +149,7 @@ def test_to_timm_refuses_what_timm_does_not_have(name):
     with pytest.raises(ModelError, match=said) as error:
         convert.to_timm(timm.create_model(**options))
     assert "\n" not in str(error.value)
-    with pytest.raises(ModelError, match=r"converts an optnet\.Network, not Linear"):
+    with pytest.raises(ModelError, match=r"converts an optnet\.Network or TokenNetwork, not Linear"):
         convert.to_timm(nn.Linear(3, 3))
 
 

@@ -16,8 +16,6 @@ from optnet.networks.unrolled import unrolled_in
 
 BOTH = "A M"
 """What ``Parallel`` is: attention and the MLP of a block; halves of it are called by the operators' names."""
-THEIRS = "blocks."
-"""How the names of timm's blocks begin; no name of ours does."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ def block_names(network: TokenNetwork) -> dict[str, Joined]:
     """
     found: dict[str, Joined] = {}
     for block, kind, name, layer in _layers(network):
-        theirs = f"{THEIRS}{block}"
+        theirs = f"blocks.{block}"
         if kind == BOTH:
             found |= _parallel_names(layer, name, theirs, network.parts.fuse_out_proj)
         elif isinstance(layer, Sum):
@@ -90,11 +88,11 @@ def _half_names(half: nn.Module, ours: str, theirs: str, kind: str, number: str)
         "norm": f"norm{number}", "post_norm": f"norm{number}", "inner": inner, "last": f"{inner}.{last}",
         "ls": f"ls{number}",
     }  # fmt: skip
-    found = {}
-    for name in half.state_dict():
-        module, _, rest = name.partition(".")
-        found[f"{theirs}.{modules[module]}.{rest}"] = Joined((f"{ours}.{name}",))
-    return found
+    return {
+        f"{theirs}.{their_module}.{rest}": Joined((f"{ours}.{module}.{rest}",))
+        for module, their_module in modules.items()
+        for rest in half.get_submodule(module).state_dict()
+    }
 
 
 def _parallel_names(layer: Parallel, ours: str, theirs: str, fused: bool) -> dict[str, Joined]:
@@ -113,7 +111,7 @@ def _parallel_names(layer: Parallel, ours: str, theirs: str, fused: bool) -> dic
         for name, module in modules.items()
         for rest in layer.get_submodule(name).state_dict()
     }
-    pairs |= {name.removeprefix("attn."): (name,) for name in own if name.startswith("attn.lambda_")}
+    pairs |= {name: (f"attn.{name}",) for name, _ in layer.attn.named_parameters(recurse=False)}
     pairs["in_proj.weight"] = ("mlp.fc1.weight", "attn.qkv.weight")
     if "attn.qkv.bias" in own:
         pairs["in_proj.bias"] = ("mlp.fc1.bias", "attn.qkv.bias")

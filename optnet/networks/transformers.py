@@ -13,7 +13,7 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 from torch import Tensor, nn
 
 from optnet.errors import ModelError, reason
-from optnet.networks.blocks import THEIRS, Joined, block_count, block_names
+from optnet.networks.blocks import Joined, block_count, block_names
 from optnet.networks.distilled import DistilledTokenNetwork
 from optnet.networks.filling import fill, shape, share_cfg
 from optnet.networks.introspection import block_of, read_blocks, read_ends
@@ -54,9 +54,9 @@ def to_ours(state: dict[str, Tensor], model: TokenNetwork) -> dict[str, Tensor]:
     Raises:
         ModelError: a parameter has no counterpart in the model, or its shape differs.
     """
-    if not any(name.startswith(THEIRS) for name in state):
-        return state
     wanted, names = model.state_dict(), block_names(model)
+    if state.keys() <= wanted.keys():
+        return state
     made = {name: wanted[name] for name in coefficient_names(model)}
     for theirs, value in state.items():
         joined = names.get(theirs, Joined((theirs,)))
@@ -73,7 +73,7 @@ def to_ours(state: dict[str, Tensor], model: TokenNetwork) -> dict[str, Tensor]:
             made[theirs if joined.ours == (theirs,) else joined.ours[0]] = value
         else:
             sizes = [part.shape[joined.dim] for part in parts]
-            made |= zip(joined.ours, value.split(sizes, joined.dim), strict=True)
+            made |= zip(joined.ours, value.split_with_sizes(sizes, joined.dim), strict=True)
     return made
 
 
