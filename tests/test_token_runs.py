@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from helpers import call, config, crossed, go, only_run, prepare
+from helpers import call, config, crossed, go, metrics, only_run, prepare
 
 import optnet
 from optnet.app.config import Model
@@ -50,10 +50,8 @@ def test_a_run_is_loaded(family, tmp_path):
 def test_every_rule_trains(rule, family, tmp_path):
     algorithm = "hyper_connections" if rule in ("simplex", "doubly_stochastic") else None
     go(prepare(run_config(tmp_path, algorithm, layer=family, coefficients=rule)))
-    losses = [
-        json.loads(line)["train_loss"] for line in (only_run(tmp_path) / "metrics.jsonl").read_text().splitlines()
-    ]
-    assert losses[1] < losses[0]
+    first, second = metrics(only_run(tmp_path))
+    assert second["train_loss"] < first["train_loss"]
 
 
 def test_an_own_method_with_two_operators(tmp_path, monkeypatch):
@@ -78,10 +76,16 @@ def test_certify_speaks_of_half_steps(tmp_path, capsys):
     assert "2 half-steps are 1 whole steps, the blocks" in said
 
 
-@pytest.mark.parametrize("given, said", [
-    ("model.norm=group", "norm"), ("model.layer=basic", "layer=basic is unknown"),
-    ("model.blocks=[2]", "blocks"), ("model.kwargs.patch_size=16", "patch_size=16 is larger than the images, 8x8"), ("model.velocity_norm=true", "velocity"),
-])  # fmt: skip
+REFUSED = {
+    "model.norm=group": "norm",
+    "model.layer=basic": "layer=basic is unknown",
+    "model.blocks=[2]": "blocks",
+    "model.kwargs.patch_size=16": "patch_size=16 is larger than the images, 8x8",
+    "model.velocity_norm=true": "velocity",
+}
+
+
+@pytest.mark.parametrize("given, said", REFUSED.items())
 def test_refusals_are_one_line(given, said, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert call(monkeypatch, "train", "model=hbvit_cifar", given) == 2
