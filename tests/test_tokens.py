@@ -180,6 +180,32 @@ def test_the_read_iterate_is_the_output_of_a_block():
     assert torch.equal(found, shorter.forward_intermediates(x, intermediates_only=True, output_fmt="NLC")[0])
 
 
+@pytest.mark.parametrize("options", [
+    {"attn_layer": "rope", "pos_embed": "none", "reg_tokens": 2}, {"attn_layer": "diff", "num_heads": 2},
+    {"qk_norm": True, "scale_attn_norm": True, "init_values": 0.1}, {"mlp_layer": "swiglu", "norm_layer": "rmsnorm"},
+    {"post_norm": True}, {"num_parallel": 2}, {"class_token": False, "global_pool": "avg"}, {"global_pool": "map"},
+], ids=str)  # fmt: skip
+@pytest.mark.parametrize("family", some(TOKEN_FAMILIES, "vit_half"))
+def test_parts_of_timm(family, options):
+    """Every parameter gets a gradient, and other sizes of images work."""
+    torch.manual_seed(0)
+    model = shaken(network(layer=family, depth=1, **options))
+    model(torch.randn(4, 3, 32, 32)).square().sum().backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+    model.set_input_size((48, 32))
+    assert model(torch.randn(1, 3, 48, 32)).shape == (1, 10)
+
+
+def test_rotary_attention_sees_places():
+    """Without other positions, plain attention gives the same logits for permuted patches."""
+    torch.manual_seed(0)
+    x = torch.randn(1, 3, 32, 32)
+    moved = torch.cat([x[..., 8:], x[..., :8]], -1)
+    for attention, same in (("attn", True), ("rope", False)):
+        model = shaken(network(attn_layer=attention, pos_embed="none")).eval()
+        assert torch.allclose(model(x), model(moved), atol=1e-4) == same
+
+
 def test_sizes_change():
     model = network(dynamic_img_size=True).eval()
     assert model(torch.randn(1, 3, 48, 40)).shape == (1, 10)
@@ -235,6 +261,8 @@ def test_checkpointing_changes_no_gradient():
     ({"stem": "imagenet"}, "option=stem is unknown"),
     ({"act_layer": "nothing"}, "act_layer=nothing is unknown"),
     ({"norm_layer": "nothing"}, "norm_layer=nothing is unknown"),
+    ({"attn_layer": "rope", "num_heads": 8}, "attn_layer=rope needs 4, 8, 12, ... channels a head, not 6"),
+    ({"attn_layer": "rope", "dynamic_img_size": True}, "attn_layer=rope needs all patches of one size"),
     ({"depth": 0}, "depth=0 must be a whole number of at least 1"),
     ({"per_channel": True, "coefficients": "dynamic"}, "per_channel=true does not go with coefficients=dynamic"),
 ])  # fmt: skip
