@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from helpers import EVERY, SMALL, SPLIT, build, label, random_images
+from helpers import EVERY, SMALL, SPLIT, build, label, random_images, weights_of_sums
 from timm.layers import Attention, Mlp
 from torch import nn
 
@@ -205,6 +205,22 @@ def test_transformers_have_a_norm_of_the_velocity_if_asked(name, layer):
     normed(images).square().sum().backward()
     assert all(p.grad is not None for p in normed.parameters())
     assert not torch.allclose(normed(images), without(images))
+
+
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("name", VELOCITY)
+def test_no_coefficient_is_dead_behind_a_norm_of_the_velocity(name, norm):
+    """Behind it the size of a sum is lost, and every weight still turns it."""
+    model = transformer(name, velocity_norm=norm, coefficient_init="algorithm")
+    images = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+        before = model(images)
+        for row, weight in weights_of_sums(model):
+            weight *= 1.1
+            assert (model(images) - before).norm() > 1e-5 * before.norm(), row
+            weight /= 1.1
 
 
 @pytest.mark.parametrize("norm", [False, True])

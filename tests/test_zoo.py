@@ -98,7 +98,7 @@ UNLIKE = {
         "resnet50d", "resnext50_32x4d", "seresnet50", "resnetblur50", "wide_resnet50_2",
     )},
     **{name: lambda name=name: timm.create_model(name) for name in (
-        "resnetv2_50x1_bit", "densenetblur121d", "edgenext_xx_small", "vit_tiny_patch16_224", "mobilenetv3_small_050",
+        "resnetv2_50x1_bit", "densenetblur121d", "edgenext_xx_small", "beit_base_patch16_224", "mobilenetv3_small_050",
     )},
     "stochastic depth": lambda: timm.create_model("resnet18", drop_path_rate=0.5),
     "another activation": lambda: silu_inside(timm.create_model("resnet18")),
@@ -149,7 +149,7 @@ def test_to_timm_refuses_what_timm_does_not_have(name):
     with pytest.raises(ModelError, match=said) as error:
         convert.to_timm(timm.create_model(**options))
     assert "\n" not in str(error.value)
-    with pytest.raises(ModelError, match=r"converts an optnet\.Network, not Linear"):
+    with pytest.raises(ModelError, match=r"converts an optnet\.Network or TokenNetwork, not Linear"):
         convert.to_timm(nn.Linear(3, 3))
 
 

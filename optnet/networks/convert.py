@@ -12,15 +12,20 @@ from timm.layers import DropPath
 from timm.models.convnext import ConvNeXt, ConvNeXtBlock
 from timm.models.densenet import DenseLayer, DenseNet
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torchvision.models.densenet import _DenseLayer
 
 from optnet.errors import ModelError, reason
+from optnet.networks import transformers
 from optnet.networks.ancestors import Ancestor, ancestor_of, norm_pairs, parameter_pairs
 from optnet.networks.ends import STEMS
-from optnet.networks.layers import FAMILIES, Family
+from optnet.networks.filling import fill, shape, share_cfg
+from optnet.networks.layers import FAMILIES, TOKEN_FAMILIES, Family
 from optnet.networks.layers.convnext import LAYER_SCALE
+from optnet.networks.layers.tokens import ATTENTION, MLP
 from optnet.networks.network import Network
+from optnet.networks.tokens import TokenNetwork
 from optnet.networks.unrolled import coefficient_names, coefficients, unrolled_in
 
 DENSE_LAYERS = (DenseLayer, _DenseLayer)
@@ -53,32 +58,33 @@ def to_ours(state: dict[str, Tensor], model: Network) -> dict[str, Tensor]:
             value = value.flatten(1)
         elif ours not in sized_anew and value.shape != wanted[ours].shape:
             raise ModelError(
-                f"the weights' {theirs} is {_shape(value)}, but this network's {ours} is {_shape(wanted[ours])}; "
+                f"the weights' {theirs} is {shape(value)}, but this network's {ours} is {shape(wanted[ours])}; "
                 "choose another network"
             )
         made[ours] = value
     return made
 
 
-def _shape(value: Tensor) -> str:
-    return "x".join(map(str, value.shape)) or "a number"
-
-
 def checkpoint_filter(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """timm's ``pretrained_filter_fn``: published weights of the ancestor for the equal network of ours."""
+    if isinstance(model, TokenNetwork):
+        return transformers.filtered(state, model)
     return to_ours(state, model) if isinstance(model, Network) else state
 
 
-def from_timm(model: nn.Module, **options: Any) -> Network:
+def from_timm(model: nn.Module, **options: Any) -> Network | TokenNetwork:
     """The optnet network that computes what a ResNet, ResNetV2, DenseNet or ConvNeXt of timm or torchvision computes.
+
+    Vision transformers of timm become networks on tokens.
 
     It has the model's ``pretrained_cfg``. With the ancestor's coefficients, the default, the outputs are equal. Other
     coefficients use the same weights but give other outputs: heavy ball with step = 0.1 and beta = 0.9 turns a ResNet
     into a Momentum ResNet.
 
     Args:
-        options: of ``Network.from_algorithm``: ``algorithm`` (by default ``heavy_ball`` for residual networks and
-            ``nesterov_dense`` for dense ones), ``coefficients``, ``coefficient_init``, ``constants``, ...
+        options: of ``Network.from_algorithm`` or ``TokenNetwork.from_algorithm``: ``algorithm`` (by default
+            ``heavy_ball`` for residual networks and ``nesterov_dense`` for dense ones), ``layer`` (for whole blocks
+            ``vit_half`` or ``vit``), ``coefficients``, ``coefficient_init``, ``constants``, ...
 
     Raises:
         ModelError: the model is of another family, or has parts (wide or deep stems and blocks, anti-aliasing,
@@ -86,10 +92,14 @@ def from_timm(model: nn.Module, **options: Any) -> Network:
     """
     if not isinstance(model, nn.Module):
         raise ModelError(f"from_timm converts a model like timm.create_model('resnet18'), not {type(model).__name__}")
+    if isinstance(model, VisionTransformer):
+        return transformers.from_vit(model, **options)
     name, state = type(model).__name__, model.state_dict()
     ancestor = ancestor_of(state)
     if ancestor is None:
-        raise ModelError(f"{name} is not a ResNet, ResNetV2, DenseNet or ConvNeXt of timm or torchvision")
+        raise ModelError(
+            f"{name} is no ResNet, ResNetV2, DenseNet, ConvNeXt or VisionTransformer of timm or torchvision"
+        )
     stem = state.get(f"{ancestor.stem}.weight")
     if stem is None:
         raise ModelError(f"{name} has another kind of stem; optnet converts only stems of one convolution")
@@ -112,26 +122,10 @@ def _filled(model: nn.Module, ancestor: Ancestor, options: dict[str, Any]) -> Ne
         made = Network.from_algorithm(**options)
     except TypeError as error:
         raise ModelError(f"from_timm: {reason(error)}") from None
-    weights, wanted = to_ours(model.state_dict(), made), made.state_dict()
-    for key, value in wanted.items():
-        if key not in weights:
-            raise ModelError(f"{type(model).__name__} has no counterpart of this network's {key}; change the options")
-        if weights[key].shape != value.shape:
-            raise ModelError(
-                f"{type(model).__name__}'s {key} is {_shape(weights[key])}, not {_shape(value)}; leave in_chans "
-                f"and num_classes as the model has them"
-            )
-    made.load_state_dict(weights)
+    fill(made, to_ours(model.state_dict(), made), model)
     _share_constants(model, made, norm_pairs(ancestor, made))
-    _share_cfg(model, made, "stem.conv", "head.fc")
+    share_cfg(model, made, "stem.conv", "head.fc")
     return made
-
-
-def _share_cfg(source: nn.Module, target: Any, stem: str, head: str) -> None:
-    """Gives the target timm's description of the images, the classes and the weights, if the source has one."""
-    given = getattr(source, "pretrained_cfg", None)
-    if given:
-        target.pretrained_cfg = target.default_cfg = {**given, "first_conv": stem, "classifier": head}
 
 
 def _share_constants(source: nn.Module, target: nn.Module, pairs: Iterable[tuple[str, str]]) -> None:
@@ -196,24 +190,26 @@ def _verify(theirs: nn.Module, ours: Network) -> None:
         )
 
 
-def to_timm(network: Network) -> nn.Module:
+def to_timm(network: Network | TokenNetwork) -> nn.Module:
     """The timm model that computes what the network computes.
 
     Raises:
         ModelError: a coefficient differs from the ancestor's (the message names it), or timm has no such network.
     """
-    if not isinstance(network, Network):
-        raise ModelError(f"to_timm converts an optnet.Network, not {type(network).__name__}")
+    if not isinstance(network, Network | TokenNetwork):
+        raise ModelError(f"to_timm converts an optnet.Network or TokenNetwork, not {type(network).__name__}")
     if any(module.per_sample for module in unrolled_in(network).values()):
         raise ModelError("coefficients=dynamic: the weights differ from image to image, which no timm model has")
+    if isinstance(network, TokenNetwork):
+        _check_coefficients(network)
+        return transformers.to_vit(network)
+    return _to_ancestor(network)
+
+
+def _to_ancestor(network: Network) -> nn.Module:
+    """A convolutional network as timm's ResNet, ResNetV2 or DenseNet."""
     target = _timm_model(network)
-    for entry in coefficients(network):
-        wanted = _ancestral(network, entry.stage, entry.step, entry.term)
-        if entry.value != wanted:
-            raise ModelError(
-                f"the coefficient of {entry.term} in {entry.stage} {entry.step} is {entry.value:g}, not timm's "
-                f"{wanted:g}; only networks at their ancestor's coefficients can be converted"
-            )
+    _check_coefficients(network)
     ours, state = network.state_dict(), target.state_dict()
     ancestor = ancestor_of(state)
     assert ancestor is not None
@@ -221,24 +217,37 @@ def to_timm(network: Network) -> nn.Module:
     for theirs in state:
         name = pairs.get(theirs)
         if name is None or name not in ours or ours[name].numel() != state[theirs].numel():
-            raise ModelError(f"this network has no counterpart of timm's {theirs} ({_shape(state[theirs])})")
+            raise ModelError(f"this network has no counterpart of timm's {theirs} ({shape(state[theirs])})")
         state[theirs] = ours[name].reshape(state[theirs].shape)
     left = set(ours) - {name for theirs, name in pairs.items() if theirs in state} - coefficient_names(network)
     if left:
         raise ModelError(f"timm's {type(target).__name__} has no counterpart of this network's {min(left)}")
     target.load_state_dict(state)
     _share_constants(network, target, ((ours, theirs) for theirs, ours in norm_pairs(ancestor, network)))
-    _share_cfg(network, target, ancestor.stem, ancestor.head)
+    share_cfg(network, target, ancestor.stem, ancestor.head)
     _verify(target, network)
     return target.train(network.training)
 
 
-def _ancestral(network: Network, stage: str, step: str, term: str) -> float:
+def _check_coefficients(network: Network | TokenNetwork) -> None:
+    """Raises:
+    ModelError: a coefficient differs from the ancestor's.
+    """
+    for entry in coefficients(network):
+        wanted = _ancestral(network, entry.stage, entry.step, entry.term)
+        if entry.value != wanted:
+            raise ModelError(
+                f"the coefficient of {entry.term} in {entry.stage} {entry.step} is {entry.value:g}, not timm's "
+                f"{wanted:g}; only networks at their ancestor's coefficients can be converted"
+            )
+
+
+def _ancestral(network: Network | TokenNetwork, stage: str, step: str, term: str) -> float:
     """The weight of a term at the ancestor: 1 on operators and, in residual rows, the newest iterate."""
     program: Any = network.get_submodule(stage).program
-    if not FAMILIES[network.layer].same_start:
+    if not {**FAMILIES, **TOKEN_FAMILIES}[network.layer].same_start:
         return float(term not in program.iterates)
-    layers = {call.value for call in program.calls(program.main)}
+    layers = {call.value for operator in (program.main, ATTENTION, MLP) for call in program.calls(operator)}
     if term in layers:
         return 1.0
     row = next(row for row in program.combines if row.value == step)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import timm
@@ -64,7 +64,10 @@ def _default_cfgs() -> dict[str, Any]:
     for name, preset in TOKEN_MODELS.items():
         if preset.ancestor:
             for published in timm.list_pretrained(f"{preset.ancestor}.*"):
-                cfgs[f"{name}.{published.partition('.')[2]}"] = timm.get_pretrained_cfg(published)
+                cfg = timm.get_pretrained_cfg(published)
+                assert cfg is not None
+                npz = {"custom_load": False, "url": None} if cfg.custom_load else {}  # the hub has them as safetensors
+                cfgs[f"{name}.{published.partition('.')[2]}"] = replace(cfg, **npz)
         else:
             cfgs[name] = {
                 "num_classes": 10, "input_size": (3, 32, 32), "fixed_input_size": True, "pool_size": None,

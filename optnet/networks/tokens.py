@@ -42,7 +42,8 @@ class TokenNetwork(Trunk, VisionTransformer):
         layer: the layer family that the program was made for, of ``optnet.networks.layers.TOKEN_FAMILIES``.
         embed_dim: channels of a token.
         options: see ``TokenOptions``; those that shape the program are not used.
-        vit: what timm's ``VisionTransformer`` takes, and ``post_norm`` and ``num_parallel`` of ``Parts``.
+        vit: what timm's ``VisionTransformer`` takes, and ``post_norm``, ``num_parallel``, ``norm_eps`` and
+            ``fuse_out_proj`` of ``Parts``.
 
     Raises:
         ModelError: an option is wrong.
@@ -90,18 +91,26 @@ class TokenNetwork(Trunk, VisionTransformer):
         parts = Parts(embed_dim, **{name: value for name, value in given.items() if name in PARTS}, **placed)
         weight_init = given.pop("weight_init", "")
         timms = {name: value for name, value in given.items() if name in TIMMS}
+        embed_norm = timms.get("embed_norm_layer")
+        norms = {
+            "norm_layer": parts.norm_class(parts.norm_layer),
+            "embed_norm_layer": parts.norm_class(embed_norm) if embed_norm else None,
+        }
         try:
             super().__init__(
                 depth=0, embed_dim=embed_dim, num_classes=num_classes, in_chans=in_chans, global_pool=global_pool,
                 drop_rate=options.drop_rate, weight_init="skip",
-                **{**timms, "attn_layer": "", "mlp_layer": nn.Identity, **placed},
+                **{**timms, "attn_layer": "", "mlp_layer": nn.Identity, **norms, **placed},
             )  # fmt: skip
         except (AssertionError, TypeError, ValueError, KeyError) as error:
             raise ModelError(f"a vision transformer of timm does not take this: {reason(error)}") from None
         del self.blocks
         start = program.start
         self.programs, self.widths, self.layer, self.options = [program], [embed_dim], layer, options
+        self.parts = parts
         self.vit = {**vit, "num_heads": num_heads}
+        if weight_init == "skip":  # another network with its programs has no weights to take over
+            del self.vit["weight_init"]
         self.per_block, self.streams = family.per_block(start.main), len(start.starts)
         blocks = -(-start.iterations // self.per_block)
         rates = calculate_drop_path_rates(options.drop_path_rate, blocks)
@@ -113,7 +122,7 @@ class TokenNetwork(Trunk, VisionTransformer):
         self.feature_info = [
             {"module": "stages.0", "num_chs": embed_dim, "reduction": reduction} for _ in range(blocks - 1)
         ] + [{"module": "stages.0", "num_chs": stage.out_chs, "reduction": reduction}]
-        self.weight_init_mode = weight_init
+        self.weight_init_mode = "reset" if weight_init == "skip" else weight_init
         if weight_init != "skip":
             self.init_weights(needs_reset=False)
 
@@ -192,6 +201,18 @@ class TokenNetwork(Trunk, VisionTransformer):
                     if isinstance(last := getattr(module, name, None), Linear):
                         with torch.no_grad():
                             last.weight.div_((2 * (call.iteration // self.per_block + 1)) ** 0.5)
+
+    @torch.jit.ignore
+    def load_pretrained(self, checkpoint_path: str, prefix: str = "") -> None:
+        """timm's reader of JAX's .npz files.
+
+        Raises:
+            ModelError: always.
+        """
+        raise ModelError(
+            f"{checkpoint_path} is read as a .npz file of JAX, whose names are not this network's; read it into timm's "
+            "model and convert that with optnet.convert.from_timm, or give custom_load=False with another file"
+        )
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:

@@ -23,8 +23,10 @@ from torch import Tensor, nn
 
 from optnet.errors import CheckpointError, RequestError, printable, reason
 from optnet.networks.ancestors import ANCESTORS, parameter_pairs
-from optnet.networks.convert import to_ours
+from optnet.networks.convert import checkpoint_filter
 from optnet.networks.network import Network
+from optnet.networks.tokens import TokenNetwork
+from optnet.networks.transformers import their_names
 from optnet.training.schema import form
 
 State = dict[str, Tensor]
@@ -163,7 +165,8 @@ def named_as(state: Mapping[str, Tensor], model: nn.Module) -> State:
 
     The count of torch's averages, the names of wrappers, a prefix that all of the model's parameters have (Lightning:
     ``model.``, ``net.``), and what is outside this prefix are taken away. torchvision's first names of DenseNet become
-    today's. A ResNet's or DenseNet's become those of the optnet network that it is the ancestor of.
+    today's. An ancestor's (a ResNet's, a DenseNet's, a vision transformer's) become those of the optnet network that
+    it is the ancestor of; the positions of a vision transformer are resized to the model's images.
 
     Raises:
         ModelError: the model is an optnet network, and the state dict is that of an ancestor which it cannot equal.
@@ -171,6 +174,8 @@ def named_as(state: Mapping[str, Tensor], model: nn.Module) -> State:
     vocabularies: list[Collection[str]] = [model.state_dict().keys()]
     if isinstance(model, Network):
         vocabularies += [parameter_pairs(ancestor, model).keys() for ancestor in ANCESTORS]
+    elif isinstance(model, TokenNetwork):
+        vocabularies.append(their_names(model))
     best, most = dict(state), 0
     for words in vocabularies:
         cleaned = {_cleaned(name, words): value for name, value in state.items()}
@@ -178,8 +183,7 @@ def named_as(state: Mapping[str, Tensor], model: nn.Module) -> State:
         if count > most:
             best, most = _inside(cleaned, prefix, words), count
             if words is not vocabularies[0]:
-                assert isinstance(model, Network)
-                best = to_ours(best, model)
+                best = checkpoint_filter(best, model)
     return best
 
 

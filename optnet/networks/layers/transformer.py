@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,9 +37,11 @@ class Parts:
         dim: channels of a token.
         attn_layer, mlp_layer: one of ``ATTENTIONS`` and ``MLPS``.
         norm_layer, act_layer: timm's names.
+        norm_eps: the constant of every norm; None for the norm's own.
         init_values: what layer scales start at; None for no layer scale.
         post_norm: whether the norm comes after a branch instead of before it (Liu et al. 2022, Swin V2).
         num_parallel: the number of branches in the place of one (Touvron et al. 2022).
+        fuse_out_proj: whether attention and an MLP at one point have one bias after them, not two.
 
     Raises:
         ModelError: there is no such layer, or the heads do not divide the channels.
@@ -56,11 +59,13 @@ class Parts:
     proj_drop_rate: float = 0.0
     attn_drop_rate: float = 0.0
     norm_layer: str | None = None
+    norm_eps: float | None = None
     act_layer: str | None = None
     attn_layer: str = "attn"
     mlp_layer: str = "mlp"
     post_norm: bool = False
     num_parallel: int = 1
+    fuse_out_proj: bool = False
     device: torch.device | str | None = None
     dtype: torch.dtype | None = None
 
@@ -72,7 +77,7 @@ class Parts:
                 raise ModelError(f"{count}={getattr(self, count)!r} must be a whole number of at least 1")
         if self.dim % self.num_heads:
             raise ModelError(f"num_heads={self.num_heads} must divide the {self.dim} channels of a token")
-        self._norm_class()
+        self.norm_class(self.norm_layer)
         self._act_class()
         if not self.mlp_ratio * self.dim >= 1:
             raise ModelError(f"mlp_ratio={self.mlp_ratio} leaves the MLP no hidden unit")
@@ -81,14 +86,16 @@ class Parts:
     def placed(self) -> dict[str, Any]:
         return {"device": self.device, "dtype": self.dtype}
 
-    def _norm_class(self) -> Any:
+    def norm_class(self, name: str | None) -> Any:
+        """What makes the norm of a name, a layer norm for None, with the constant of all norms."""
         try:
-            return get_norm_layer(self.norm_layer) or get_norm_layer("layernorm")
+            made = get_norm_layer(name) or get_norm_layer("layernorm")
         except (KeyError, AssertionError):
-            raise ModelError(f"norm_layer={self.norm_layer} is unknown; layernorm and rmsnorm are for tokens") from None
+            raise ModelError(f"norm_layer={name} is unknown; layernorm and rmsnorm are for tokens") from None
+        return made if self.norm_eps is None else partial(made, eps=self.norm_eps)
 
     def norm(self) -> nn.Module:
-        made: nn.Module = self._norm_class()(self.dim, **self.placed)
+        made: nn.Module = self.norm_class(self.norm_layer)(self.dim, **self.placed)
         return made
 
     def attention(self, depth: int) -> nn.Module:
@@ -97,7 +104,7 @@ class Parts:
         return kind(
             self.dim, num_heads=self.num_heads, qkv_bias=self.qkv_bias, qk_norm=self.qk_norm,
             scale_norm=self.scale_attn_norm, proj_bias=self.proj_bias, attn_drop=self.attn_drop_rate,
-            proj_drop=self.proj_drop_rate, norm_layer=self._norm_class(), **more, **self.placed,
+            proj_drop=self.proj_drop_rate, norm_layer=self.norm_class(self.norm_layer), **more, **self.placed,
         )  # fmt: skip
 
     def _act_class(self) -> Any:
@@ -110,12 +117,17 @@ class Parts:
         made: nn.Module = self._act_class()()
         return made
 
-    def mlp(self, share: float = 1.0) -> nn.Module:
-        """The MLP with a share of the hidden units."""
+    def mlp(self, share: float = 1.0, bias: tuple[bool, bool] | None = None) -> nn.Module:
+        """The MLP.
+
+        Args:
+            share: of the hidden units.
+            bias: whether its first and its last linear map have one; None for ``proj_bias``.
+        """
         made: nn.Module = MLPS[self.mlp_layer](
             self.dim, hidden_features=int(self.dim * self.mlp_ratio * share), act_layer=self._act_class(),
-            norm_layer=self._norm_class() if self.scale_mlp_norm else None, bias=self.proj_bias,
-            drop=self.proj_drop_rate, **self.placed,
+            norm_layer=self.norm_class(self.norm_layer) if self.scale_mlp_norm else None,
+            bias=(self.proj_bias, self.proj_bias) if bias is None else bias, drop=self.proj_drop_rate, **self.placed,
         )  # fmt: skip
         return made
 
@@ -235,13 +247,15 @@ class Composition(nn.Module):
 class Parallel(nn.Module):
     """``F(x) = w gamma (A(norm x) + M(norm x))``: attention and the MLP at one point, with one norm.
 
-    Wang and Komatsuzaki 2021 (GPT-J), Dehghani et al. 2023 (ViT-22B).
+    Wang and Komatsuzaki 2021 (GPT-J), Dehghani et al. 2023 (ViT-22B). The MLP's first map always has a bias, as in
+    timm's ``ParallelScalingBlock``.
     """
 
     def __init__(self, parts: Parts, drop_path: float = 0.0, depth: int = 0) -> None:
         super().__init__()
         self.norm = parts.norm()
-        self.attn, self.mlp = parts.attention(depth), parts.mlp()
+        self.attn = parts.attention(depth)
+        self.mlp = parts.mlp(bias=(True, parts.proj_bias and not parts.fuse_out_proj))
         self.proj, self.proj_drop = _take_last(self.attn, "proj", "proj_drop")
         self.fc2, self.fc2_drop = _take_last(self.mlp, "fc2", "drop2")
         self.ls = parts.layer_scale()
