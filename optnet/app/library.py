@@ -194,6 +194,8 @@ def _analyse(console: Console, method: Algorithm, kappa: float, steps: int, wors
     tuned = ", ".join(f"{name} = {value:.6g}" for name, value in constants.items())
     rows = [("constants", tuned or "its defaults"), ("factor per step", _factor(method, mu, L))]
     rows.append(("error on quadratics", f"{analysis.worst_error(program, mu, L):.6g} after {steps} steps"))
+    if is_split(method):
+        rows.append(("whole steps", "an iteration is one: a half-step of A, attention, and one of M, the MLP"))
     if others := [name for name in program.operators if name != program.main]:
         rows.append(("note", f"{', '.join(others)} {'are' if len(others) > 1 else 'is'} taken as the identity."))
     diagnosis = analysis.diagnose(program)

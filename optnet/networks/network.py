@@ -162,6 +162,12 @@ class Network(Trunk):
             global_pool=global_pool, device=device, dtype=dtype,
         )  # fmt: skip
 
+    def sizes(self) -> dict[str, Any]:
+        blocks = [stage.start.iterations for stage in self.programs]
+        return {
+            "blocks": blocks, "widths": list(self.widths), "stem_width": self.options.stem_width or self.widths[0],
+        }  # fmt: skip
+
     def with_programs(self, programs: Sequence[StageProgram], **options: Any) -> Self:
         first = next(self.parameters())
         return type(self)(
