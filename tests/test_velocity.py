@@ -9,7 +9,18 @@ from timm.layers import Attention, Mlp
 from torch import nn
 
 import optnet
-from optnet import Algorithm, AlgorithmError, Iterate, ModelError, Operator, create_model, find_algorithm, identity
+from optnet import (
+    Algorithm,
+    AlgorithmError,
+    Iterate,
+    ModelError,
+    Operator,
+    analysis,
+    create_model,
+    find_algorithm,
+    identity,
+)
+from optnet.analysis.certificate import identity_note
 from optnet.networks.design import design, suitable_layer
 from optnet.networks.layers import TOKEN_FAMILIES
 from optnet.networks.unrolled import unrolled_in
@@ -248,6 +259,28 @@ def test_a_method_of_ones_own_has_attention_and_mlp(layer):
         layers = stage.served_by(name).values()
         assert len(layers) == 3 and all(any(isinstance(one, kind) for one in layer.modules()) for layer in layers)
     assert transformer("nesterov").programs[0].start.readings == {"T": "residual"}
+
+
+def normed_and_plain():
+    both = {"A": "residual", "M": "residual"}
+    return optnet.trace("yuriiformer", steps=2, operators=["A", "M", "P"], reading=both), optnet.trace(
+        "tmmformer", steps=2
+    )
+
+
+def test_analysis_takes_the_norm_and_the_mlp_as_the_identity():
+    normed, plain = normed_and_plain()
+    assert analysis.canonical_table(normed) == pytest.approx(analysis.canonical_table(plain), abs=1e-12)
+    assert [identity_note(one) for one in (normed, plain, optnet.trace("momentum", steps=2))] == [
+        "M and P are taken as the identity.", "M is taken as the identity.", "",
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_certificates_take_them_so_too():
+    found, wanted = map(analysis.certify, normed_and_plain())
+    assert found.consistent and found.stability.stable and found.notes[0] == "M and P are taken as the identity."
+    assert found.row("learned").measured == pytest.approx(wanted.row("learned").measured)
 
 
 def test_only_methods_with_a_velocity_make_transformers_with_its_norm():
