@@ -263,9 +263,8 @@ def test_a_method_of_ones_own_has_attention_and_mlp(layer):
 
 def normed_and_plain():
     both = {"A": "residual", "M": "residual"}
-    return optnet.trace("yuriiformer", steps=2, operators=["A", "M", "P"], reading=both), optnet.trace(
-        "tmmformer", steps=2
-    )
+    normed = optnet.trace("yuriiformer", steps=2, operators=["A", "M", "P"], reading=both)
+    return normed, optnet.trace("yuriiformer", steps=2)
 
 
 def test_analysis_takes_the_norm_and_the_mlp_as_the_identity():

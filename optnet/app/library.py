@@ -195,6 +195,8 @@ def _analyse(console: Console, method: Algorithm, kappa: float, steps: int, wors
     tuned = ", ".join(f"{name} = {value:.6g}" for name, value in constants.items())
     rows = [("constants", tuned or "its defaults"), ("factor per step", _factor(method, mu, L))]
     rows.append(("error on quadratics", f"{analysis.worst_error(program, mu, L):.6g} after {steps} steps"))
+    if is_split(method):
+        rows.append(("whole steps", "an iteration is one: a half-step of A, attention, and one of M, the MLP"))
     if note := identity_note(program):
         rows.append(("note", note))
     diagnosis = analysis.diagnose(program)
