@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from helpers import EVERY, SMALL, SPLIT, build, label, random_images, weights_of_sums
+from helpers import EVERY, SMALL, SPLIT, build, call, label, random_images, some, weights_of_sums
 from timm.layers import Attention, Mlp
 from torch import nn
 
@@ -291,3 +291,31 @@ def test_a_start_at_the_number_0_learns_constants():
     """0 times a constant is 0, so the velocity is no iterate before the first step."""
     network = optnet.unroll("momentum", steps=3, operators={"T": nn.Tanh()}, coefficients="constants", beta=0.4)
     assert {name: round(value.item(), 6) for name, value in network.constants().items()} == {"beta": 0.4, "step": 1.0}
+
+
+MACARON = """
+from optnet import Iterate, Operator
+
+def macaron(A: Operator, M: Operator, x: Iterate, steps: int) -> Iterate:
+    for _ in range(steps):
+        x = (x + M(x)) / 2
+        x = A(x)
+        x = (x + M(x)) / 2
+    return x
+"""
+TRAINED = {
+    "algorithm=mine.py:macaron": {"A": 2, "M": 4},
+    "algorithm=yuriiformer model.velocity_norm=true": {"A": 2, "M": 2, "P": 4},
+}
+
+
+@pytest.mark.parametrize("request_", some(TRAINED, "algorithm=mine.py:macaron"))
+def test_they_train_from_the_command_line(request_, tmp_path, monkeypatch):
+    """Also a method with attention and an MLP of one's own, from a file."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(MACARON)
+    small = ("model.kwargs={depth:2,embed_dim:24}", "epochs=1", "limit_batches=2", "device=cpu", "monitor=none")
+    assert call(monkeypatch, "train", "model=hbvit_cifar", *request_.split(), "data=digits", *small) == 0
+    (folder,) = tmp_path.glob("runs/*/*")
+    program = optnet.load(folder).programs[0].start
+    assert {name: len(program.calls(name)) for name in program.operators} == TRAINED[request_]
