@@ -17,6 +17,7 @@ from optnet.networks import convert, taps
 
 
 @pytest.mark.parametrize("name", SPECIAL)
+@pytest.mark.sampled(13)
 def test_conversion_both_ways(name):
     theirs = vit(name)
     before = copy.deepcopy(theirs.state_dict())
@@ -33,6 +34,7 @@ def test_conversion_both_ways(name):
 
 
 @pytest.mark.parametrize("name", ["plain", "layer scales", "parallel branches", "norms behind", "SwiGLU"])
+@pytest.mark.sampled(2)
 def test_whole_blocks(name):
     theirs = vit(name)
     ours = convert.from_timm(theirs, layer="vit")
@@ -48,6 +50,7 @@ STEPS = [
 
 
 @pytest.mark.parametrize("name, layer", STEPS)
+@pytest.mark.sampled(3)
 def test_a_step_of_training_is_equal(name, layer):
     """Every parameter after a step of SGD in float64, from equal parameters: also the gradients are equal."""
     theirs = vit(name, drop_path_rate=0.0, attn_drop_rate=0.0).double()
@@ -197,6 +200,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.sampled(12)
 def test_what_from_timm_refuses(name):
     make, said = REFUSED[name]
     with pytest.raises(ModelError) as error:
@@ -212,6 +216,7 @@ def test_what_from_timm_refuses(name):
     ({"layer": "vit_sandwich"}, "no counterpart of the weights' blocks.0.norm1.weight"),
     ({"depth": 3}, "no counterpart of this network's stages.0"),
 ])  # fmt: skip
+@pytest.mark.sampled(3)
 def test_options_that_the_weights_do_not_fit(options, said):
     with pytest.raises(ModelError) as error:
         convert.from_timm(vit(), **options)
@@ -232,6 +237,7 @@ OWN = {
 
 
 @pytest.mark.parametrize("name", OWN)
+@pytest.mark.sampled(5)
 def test_what_to_timm_refuses(name):
     options, said = OWN[name]
     given = {"algorithm": "heavy_ball", **SMALL, **options}

@@ -100,8 +100,9 @@ def from_vit(model: VisionTransformer, **options: Any) -> TokenNetwork:
             f"{type(model).__name__} is on the meta device and has no weights to convert; create it on a real device"
         )
     found |= {"device": stem.device, "dtype": stem.dtype}
-    verify(model, _filled(model, found))
-    return _filled(model, {**found, **options}).train(model.training)
+    made = _filled(model, found)
+    verify(model, made)
+    return (_filled(model, {**found, **options}) if options else made).train(model.training)
 
 
 def _filled(model: VisionTransformer, options: dict[str, Any]) -> TokenNetwork:
