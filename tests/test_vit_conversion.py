@@ -263,9 +263,9 @@ def test_timm_has_as_many_as_when_this_was_written():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_every_entry_point_converts(name):
-    """At depth 2, width 48 and 56 pixels, from their own patches, tokens, pooling, norms and blocks."""
+    """At depth 2, width 48 and 112 pixels, from their own patches, tokens, pooling, norms and blocks."""
     torch.manual_seed(0)
-    theirs = shaken(timm.create_model(name, depth=2, embed_dim=48, num_heads=3, img_size=56, num_classes=7))
+    theirs = shaken(timm.create_model(name, depth=2, embed_dim=48, num_heads=3, img_size=112, num_classes=7))
     ours = convert.from_timm(theirs)
     bitwise = ours.layer == "vit_half" and not ours.parts.post_norm
     for train in (False, True):
