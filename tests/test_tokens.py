@@ -210,6 +210,8 @@ def test_checkpointing_changes_no_gradient():
     ({"stem": "imagenet"}, "option=stem is unknown"),
     ({"act_layer": "nothing"}, "act_layer=nothing is unknown"),
     ({"norm_layer": "nothing"}, "norm_layer=nothing is unknown"),
+    ({"fuse_out_proj": True}, "fuse_out_proj=true needs attention and the MLP at one point"),
+    ({"layer": "vit_parallel", "num_parallel": 2}, "layer=vit_parallel has neither post_norm=true nor num_parallel"),
     ({"depth": 0}, "depth=0 must be a whole number of at least 1"),
     ({"per_channel": True, "coefficients": "dynamic"}, "per_channel=true does not go with coefficients=dynamic"),
 ])  # fmt: skip

@@ -83,6 +83,24 @@ def test_attention_and_mlp_by_name():
     assert equal(convert.to_timm(ours), theirs)
 
 
+EXACT = ("gradient_descent", "nesterov", "momentum", "linear_multistep", "hyper_connections", "lie_trotter_momentum")
+
+
+@pytest.mark.parametrize("algorithm", EXACT)
+@pytest.mark.sampled(3)
+def test_methods_that_are_the_ancestor(algorithm):
+    """With a velocity and in two streams too: there the weights that make it timm's are other ones than 0 and 1."""
+    theirs = vit()
+    ours = convert.from_timm(theirs, algorithm=algorithm)
+    assert far(*outputs((ours, theirs))) < 1e-6 and equal(convert.to_timm(ours), theirs)
+    learned = [p for name, p in ours.named_parameters() if "coefficients" in name]
+    assert bool(learned) == (algorithm != "gradient_descent")
+    for parameter in learned[-1:]:
+        parameter.data[0] += 0.125
+        with pytest.raises(ModelError, match="only networks at their ancestor's coefficients"):
+            convert.to_timm(ours)
+
+
 def test_distilled():
     theirs = shaken(VisionTransformerDistilled(**SMALL, drop_path_rate=0.2, dynamic_img_size=True))
     ours = convert.from_timm(theirs)
