@@ -118,6 +118,16 @@ ROWS: dict[str, Row] = {
     "ADMM-56 learnable": Row(ours("admmnet56_cifar"), two_stream("small", (9, 9, 9), CIFAR, 10), SMALL),
     **{f"HB-20 {rule}": Row(ours("hbnet20_cifar", coefficients=rule), resnet(3), SMALL) for rule in RULES},
     **{f"HB-18 {rule}": Row(ours("hbnet18", coefficients=rule), ours("resnet18"), MIDDLE) for rule in RULES},
+    **{
+        f"{name} {layer}": Row(
+            ours(f"{short}vit_tiny_patch16_224", layer=layer),
+            ours("vit_tiny_patch16_224"),
+            (16, 3, 224, 224),
+            {"train": 1.02 if short == "gd" else 1.06, "saved_bytes": 1.05},
+        )
+        for short, name in {"gd": "GD-ViT", "hb": "HB-ViT", "agd": "AGD-ViT"}.items()
+        for layer in ("vit_half", "vit")
+    },
     "GD-34": Row(ours("gdnet34"), lambda: references.plain_cnn((6, 8, 12, 6), LARGE), MIDDLE),
     "Momentum ResNet": Row(momentum("keep"), momentumnet(True), SMALL),
     "Momentum ResNet checkpoint, invertible": Row(momentum("checkpoint"), momentumnet(False), SMALL),

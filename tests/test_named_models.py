@@ -44,6 +44,24 @@ def test_the_algorithm_changes_and_the_layers_stay(name, algorithm):
     model(torch.randn(2, 3, 32, 32)).sum().backward()
 
 
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.sampled(3)
+def test_feature_maps_take_what_timms_take(name):
+    """Gradient checkpointing, and timm's other ways to get at them."""
+    x = torch.randn(2, 3, 32, 32)
+    torch.manual_seed(0)
+    made = tiny(name, features_only=True).eval()
+    wanted = made(x)
+    made.set_grad_checkpointing()
+    assert "recomputed" in made.model.stages[0].unrolled.body.code
+    torch.manual_seed(0)
+    traced = tiny(name, features_only=True, feature_cfg={"feature_cls": "fx"}).eval()
+    for maps in (made(x), traced(x)) if made.model.streams == 1 else (made(x),):  # fx has each stage's first stream
+        for one, other in zip(maps, wanted, strict=True):
+            torch.testing.assert_close(one, other)
+    assert len(tiny(name, features_only=True, out_indices=(0,))(x)) == 1
+
+
 def test_the_figures_of_the_small_model():
     """Gradient descent on hbnet_small is a ResNet of its layers: as many parameters, less its coefficients."""
     models = [timm.create_model("hbnet_small"), timm.create_model("hbnet_small", algorithm="gradient_descent")]

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from optnet.app import compose
 from optnet.app.config import Evaluate, Train
 from optnet.data import DataOptions
-from optnet.networks.options import NetworkOptions
+from optnet.networks.options import NetworkOptions, TokenOptions
 from optnet.options import describe
 from optnet.training.trainers import TRAINERS
 
@@ -31,10 +31,14 @@ def test_every_option_has_a_sentence(tree):
 
 
 def test_network_options_are_declared_in_one_place():
+    """A choice that several kinds of networks have is shown with the words of all."""
     keys = {key.name: key for key in fields(Train().model)}
-    for key in fields(NetworkOptions):
-        assert keys[key.name].metadata is key.metadata or keys[key.name].metadata == key.metadata
-        assert keys[key.name].default is None
+    for kind in (TokenOptions, NetworkOptions):
+        for key in fields(kind):
+            shown, own = dict(keys[key.name].metadata), dict(key.metadata)
+            assert keys[key.name].default is None
+            assert set(own.pop("options", ())) <= set(shown.pop("options", ()))
+            assert shown == own or (kind is TokenOptions and key.name in {one.name for one in fields(NetworkOptions)})
 
 
 def default(config, path):

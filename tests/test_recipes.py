@@ -24,7 +24,7 @@ ROWS = ["cifar_resnet_n9", "cifar_hbnet_n9", "cifar_resnet_n18", "cifar_hbnet_n1
 ROWS += ["cifar_agdnet_L40", "cifar_densenet_L52", "cifar_agdnet_L52", "cifar_dmrnet", "cifar_admmnet"]
 ROWS += ["cifar_resnet56", "cifar_hbnet56", "cifar_resnet110", "cifar_hbnet110", "cifar_resnet164"]
 ROWS += ["imagenet_resnet34", "imagenet_hbnet34", "imagenet_densenet121", "imagenet_agdnet121"]
-SHAPES = {"cifar": (32, 10), "cifar10": (32, 10), "imagenet": (224, 1000), "mnist": (28, 10)}
+SHAPES = {"cifar": (32, 10), "cifar10": (32, 10), "imagenet": (224, 1000), "mnist": (28, 10), "digits": (8, 10)}
 """Height and width, and the classes, of each recipe's images."""
 
 
@@ -64,7 +64,7 @@ QUICK = [*(name for name in EXPERIMENTS if name.endswith("_quick")), "cifar_agdn
 @pytest.mark.parametrize("name", some(EXPERIMENTS, *QUICK))
 @pytest.mark.sampled(3)
 def test_every_experiment_runs_a_step(name, tmp_path):
-    augment = {"mnist": "shift", "imagenet": "zoom_flip"}.get(name.split("_")[0], "crop_flip")
+    augment = {"mnist": "shift", "imagenet": "zoom_flip", "digits": "none"}.get(name.split("_")[0], "crop_flip")
     assert composed(f"experiment={name}").data.augment == augment
     recipe = composed(f"experiment={name}", "data.augment=none")
     config = composed(f"experiment={name}", *tiny(name, tmp_path), "epochs=1")

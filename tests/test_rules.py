@@ -29,7 +29,7 @@ FAMILIES = {
     "DenseFormer": {"model_name": "hbnet_small", "algorithm": "denseformer"},
     "HB-Net, project": {"model_name": "hbnet_small", "transition": "project"},
     "bottlenecks": {"model_name": "hbnet_small", "layer": "preact_bottleneck", "widths": [4, 4]},
-    "ConvNeXt": {"model_name": "hbconvnext_tiny", "stem": "small"},
+    "ConvNeXt": {"model_name": "hbconvnext_tiny", "stem": "small", "ls_init_value": 0.1},
 }  # fmt: skip
 CANNOT = [(rule, family) for rule in CONSTANTS for family in ("hyper-connections", "DenseFormer")]  # they have none
 CANNOT += [(rule, "ADMM") for rule in ("simplex", "doubly_stochastic")]  # it has a negative weight

@@ -13,6 +13,7 @@ import pytest
 import timm
 from helpers import real
 
+from optnet.networks.token_zoo import TOKEN_MODELS
 from optnet.networks.zoo import MODELS as ZOO
 
 ROOT = Path(__file__).parent.parent
@@ -81,7 +82,7 @@ NOT_OURS = (
     "inference", "pretrained",  # need the hub
     "output_stride",  # an option that our models lack
     "after_prune",  # holds for models without a norm behind the last stage
-    "space2depth", "odd_size", "efficientnet", "swin", "vit", "relpos",  # other architectures' layers
+    "space2depth", "odd_size", "efficientnet", "swin", "relpos",  # other architectures' layers
 )  # fmt: skip
 LEAST = {
     "backward", "backward_fx", "default_cfgs", "features_only_grad_checkpointing_backward", "forward",
@@ -89,10 +90,13 @@ LEAST = {
     "forward_intermediates_features", "forward_torchscript", "forward_torchscript_with_features_fx",
     "head_hidden_size", "prune_intermediate_layers_contract", "reset_classifier_keeps_pool",
 }  # fmt: skip
+KINDS = {"resnet18": (ZOO, ("vit",)), "vit_tiny_patch16_224": (TOKEN_MODELS, ())}
+"""A model of timm, our models that pass all the tests which it passes, and words in other tests' names."""
 
 
-def test_timms_own_model_tests(tmp_path):
-    """The tests in the source archive of the timm that is installed: our models pass all that its resnet18 passes."""
+@pytest.mark.parametrize("like", KINDS)
+def test_timms_own_model_tests(like, tmp_path):
+    """The tests in the source archive of the timm that is installed."""
     version = timm.__version__
     download = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", "timm", f"timm=={version}"]
     subprocess.run(download, cwd=tmp_path, check=True)
@@ -100,19 +104,20 @@ def test_timms_own_model_tests(tmp_path):
         archive.extractall(tmp_path, filter="data")
     (tmp_path / "any_model.py").write_text(PLUGIN)
     results = tmp_path / "results.xml"
+    ours, others = KINDS[like]
     command = [sys.executable, "-m", "pytest", "-p", "any_model", "tests/test_models.py", "-q", "-W", "ignore"]
     subprocess.run(
-        [*command, "-k", f"not ({' or '.join(NOT_OURS)})", f"--junitxml={results}"],
+        [*command, "-k", f"not ({' or '.join(NOT_OURS + others)})", f"--junitxml={results}"],
         capture_output=True,
         cwd=tmp_path / f"timm-{version}",
-        env={**os.environ, "PYTHONPATH": str(tmp_path), "MODELS": " ".join(["resnet18", *ZOO])},
+        env={**os.environ, "PYTHONPATH": str(tmp_path), "MODELS": " ".join([like, *ours])},
     )
-    passed = {name: set() for name in ["resnet18", *ZOO]}
+    passed = {name: set() for name in [like, *ours]}
     failed = {name: set() for name in passed}
     for case in ElementTree.parse(results).iter("testcase"):
         test, _, given = case.get("name").partition("[")
         for model in passed.keys() & set(re.split(r"[-\]]", given)):
             (failed if len(case) else passed)[model].add(test.removeprefix("test_").removeprefix("model_"))
-    expected = passed["resnet18"] - failed["resnet18"]
+    expected = passed[like] - failed[like]
     assert expected >= LEAST
-    assert {name: missing for name in ZOO if (missing := expected & failed[name] | expected - passed[name])} == {}
+    assert {name: missing for name in ours if (missing := expected & failed[name] | expected - passed[name])} == {}

@@ -1,11 +1,9 @@
 """Transformers from algorithms: the layer families on tokens and the network around them."""
 
-import io
-
 import pytest
 import timm
 import torch
-from helpers import crossed
+from helpers import crossed, some
 from torch import nn
 
 import optnet
@@ -170,17 +168,22 @@ def test_sizes_change():
     assert fixed(torch.randn(1, 3, 64, 64)).shape == (1, 7)
 
 
-@pytest.mark.parametrize("family", TOKEN_FAMILIES)
-def test_exports(family):
+@pytest.mark.filterwarnings("ignore")  # of the exporters
+@pytest.mark.parametrize("family", some(TOKEN_FAMILIES, "vit_half"))
+def test_compiles_exports_and_runs_as_onnx(family, tmp_path):
+    import onnxruntime
+
     model, x = shaken(network(layer=family, depth=1)).eval(), torch.randn(2, 3, 32, 32)
-    wanted = model(x)
-    with pytest.warns(FutureWarning):
-        scripted = torch.jit.script(model)
-    assert torch.allclose(scripted(x), wanted, atol=1e-6)
-    exported = torch.export.export(model, (x,)).module()
-    assert torch.allclose(exported(x), wanted, atol=1e-6)
-    kept = io.BytesIO()
-    torch.save(model.state_dict(), kept)
+    with torch.no_grad():
+        wanted = model(x)
+        for made in (
+            torch.jit.script(model), torch.export.export(model, (x,)).module(),
+            torch.compile(model, fullgraph=True, backend="aot_eager"),
+        ):  # fmt: skip
+            assert torch.allclose(made(x), wanted, atol=1e-5)
+        torch.onnx.export(model, (x,), tmp_path / "model.onnx", dynamo=True, verbose=False)
+    (got,) = onnxruntime.InferenceSession(tmp_path / "model.onnx").run(None, {"x": x.numpy()})
+    assert torch.allclose(torch.from_numpy(got), wanted, atol=1e-4)
 
 
 def test_groups_and_decay():

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
-from helpers import METHODS, crossed
+from helpers import METHODS, crossed, names, required
 
-from optnet import RequestError, analysis, trace
+from optnet import Iterate, Operator, RequestError, analysis, trace
+from optnet.language.declaration import as_algorithm
 from optnet.language.program import Apply, Combine, Program
 from optnet.language.tracing import traced
 
@@ -34,6 +35,21 @@ def test_a_projection_is_valid_and_stays_where_it_is(method, reading):
         )
         assert vector(analysis.nearest_valid(found, textbook)) == pytest.approx(vector(found), abs=1e-7 * size)
         assert vector(analysis.nearest_valid(textbook)) == pytest.approx(vector(textbook), abs=1e-12)
+
+
+def halves(A: Operator, M: Operator, x: Iterate, steps: int) -> Iterate:
+    """x'_k = (x_k + M(x_k)) / 2,  x_{k+1} = A(x'_k): the sum that is kept is twice an iterate."""
+    for _ in range(steps):
+        x = A((x + M(x)) / 2)
+    return x
+
+
+@pytest.mark.parametrize("method", [*METHODS, as_algorithm(halves)], ids=names)
+def test_a_method_is_the_same_in_each_reading(method):
+    """With every operator read as id + F too: the same table, so as consistent, and as stable."""
+    one, other = (traced(method, 5, reading=dict.fromkeys(required(method), how)) for how in ("map", "residual"))
+    assert analysis.canonical_table(other) == pytest.approx(analysis.canonical_table(one), abs=1e-12)
+    assert analysis.stability(other).stable == analysis.stability(one).stable
 
 
 @pytest.mark.parametrize("name", ["heavy_ball", "linear_multistep", "nesterov", "chebyshev"])

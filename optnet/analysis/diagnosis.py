@@ -73,6 +73,7 @@ def canonical_table(program: Program) -> Array:
     """The weights of starts and earlier calls in the argument of every call of the main operator, and in the result.
 
     It has one row per call and one for the result, and one column per start and then one per call, in the map reading.
+    Other operators are the identity.
     Two programs with the same table are the same method, whatever their text and reading.
 
     Raises:
@@ -86,7 +87,7 @@ def canonical_table(program: Program) -> Array:
 
     def apply(call: Apply, x: Array) -> Array:
         if call.value not in column:
-            return x
+            return x * (not is_residual(program, call))
         rows.append(x)
         return units[column[call.value]] - x * is_residual(program, call)
 

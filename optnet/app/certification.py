@@ -20,6 +20,7 @@ from optnet.data import SPLITS
 from optnet.errors import CheckpointError, ConfigError, DataError, ModelError, RequestError, printable
 from optnet.language.lookup import find_algorithm
 from optnet.language.tracing import trace
+from optnet.networks.design import SPLIT
 from optnet.networks.substitution import Learned, learned_programs, with_coefficients
 from optnet.networks.trunk import Trunk
 from optnet.networks.zoo import list_models
@@ -175,6 +176,12 @@ def _show(console: Console, stage: str, one: Certificate, learned: Learned) -> N
         rows.append(("per channel", f"means over the channels, whose standard deviation is up to {learned.spread:.3g}"))
     if learned.per_sample:
         rows.append(("per image", "the part of the coefficients that all images share is judged"))
+    if learned.per_block > 1:
+        blocks = f"{one.iterations / learned.per_block:g} whole steps, the blocks"
+        halves = "attention and the MLP take turns and are taken as one T"
+        rows.append(("half-steps", f"{one.iterations} half-steps are {blocks}: {halves}"))
+    elif set(SPLIT) <= set(one.programs["learned"].operators):
+        rows.append(("whole steps", "an iteration is a block: a half-step of A, attention, and one of M, the MLP"))
     rows += [("note", note) for note in one.notes]
     if one.solver:
         rows.append(("solver", f"{one.solver}, by PEPit"))
@@ -210,6 +217,7 @@ def _content(asked: _Asked, found: _Found, split: str, picture: Path) -> dict[st
             "distance": one.distance, "largest_change": one.largest_change,
             "nearest": {"algorithm": one.nearest[0] or None, "distance": one.nearest[1] if one.nearest[0] else None},
             "spread": asked.stages[stage].spread, "per_sample": asked.stages[stage].per_sample,
+            "iterations_per_block": asked.stages[stage].per_block,
             "solver": one.solver or None, "notes": one.notes,
             "methods": [
                 {"method": row.name, **{name: _bound(getattr(row, name)) for name in ("convex", "strongly_convex")},

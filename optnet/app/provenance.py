@@ -72,11 +72,9 @@ def effective(
     if isinstance(model, Trunk):
         program = model.programs[0].start
         own = {key: getattr(model.options, key) for key in chosen["model"] if hasattr(model.options, key)}
-        own["stem_width"] = own["stem_width"] or model.widths[0]
-        chosen["model"] |= own | {
-            "layer": model.layer, "reading": program.readings[program.main], "widths": list(model.widths),
-            "blocks": [stage.start.iterations for stage in model.programs],
-        }  # fmt: skip
+        chosen["model"] |= own | {"layer": model.layer, "reading": program.readings[program.main]}
+        for key, size in model.sizes().items():
+            (chosen["model"] if key in chosen["model"] else chosen["model"]["kwargs"])[key] = size
         chosen["algorithm"] |= {"name": chosen["algorithm"].get("name") or program.name, **program.constants}
     return chosen
 

@@ -162,6 +162,12 @@ class Network(Trunk):
             global_pool=global_pool, device=device, dtype=dtype,
         )  # fmt: skip
 
+    def sizes(self) -> dict[str, Any]:
+        blocks = [stage.start.iterations for stage in self.programs]
+        return {
+            "blocks": blocks, "widths": list(self.widths), "stem_width": self.options.stem_width or self.widths[0],
+        }  # fmt: skip
+
     def with_programs(self, programs: Sequence[StageProgram], **options: Any) -> Self:
         first = next(self.parameters())
         return type(self)(
@@ -286,6 +292,8 @@ def _settled(options: NetworkOptions, layer: str, stages: int) -> NetworkOptions
 
 def _path_rates(rate: float, programs: Sequence[StageProgram]) -> list[dict[int, float]]:
     """The rates of stochastic depth of each stage's layers T, by the numbers of their calls; they grow linearly."""
+    if not rate:
+        return [{} for _ in programs]
     calls = [[call.index for call in program.start.calls(program.start.main)] for program in programs]
     rates = calculate_drop_path_rates(rate, [len(numbers) for numbers in calls], stagewise=True)
     return [dict(zip(numbers, grown, strict=True)) for numbers, grown in zip(calls, rates, strict=True)]

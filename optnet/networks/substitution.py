@@ -30,6 +30,7 @@ class Learned:
         own: the algorithm's own coefficients of the terms that the stage has; 0 where the algorithm lacks the term.
         spread: the largest standard deviation of a coefficient over its channels; 0 if it has one value.
         per_sample: whether these are only the parts of the coefficients that all samples share (``dynamic``).
+        per_block: the iterations that are one block of the network: 2 if attention and the MLP take turns.
     """
 
     program: Program
@@ -37,6 +38,7 @@ class Learned:
     own: Weights
     spread: float = 0.0
     per_sample: bool = False
+    per_block: int = 1
 
 
 def learned_programs(model: nn.Module) -> dict[str, Learned]:
@@ -61,7 +63,12 @@ def learned_programs(model: nn.Module) -> dict[str, Learned]:
         before = {result: handed[result] for result in textbook.results}  # the next stage starts from them
         program = module.program.with_weights(values.get(stage, {}))
         found[stage] = Learned(
-            _from_one(program, sizes), _from_one(textbook, sizes), own.get(stage, {}), spread, module.per_sample
+            _from_one(program, sizes),
+            _from_one(textbook, sizes),
+            own.get(stage, {}),
+            spread,
+            module.per_sample,
+            model.per_block if isinstance(model, Trunk) else 1,
         )
     return found
 

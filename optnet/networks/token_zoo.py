@@ -40,7 +40,7 @@ class TokenPreset:
 METHODS = {"gd": "gradient_descent", "hb": "heavy_ball", "agd": "nesterov", "ogm": "optimized_gradient"}
 """The algorithms of the named models, by the beginning of their names."""
 _SIZES = {"tiny": (192, 3), "small": (384, 6), "base": (768, 12)}
-_SMALL_IMAGES = {"img_size": 32, "patch_size": 4, "global_pool": "avg", "class_token": False, "num_classes": 10}
+_SMALL_IMAGES = {"img_size": 32, "patch_size": 4, "mlp_ratio": 2.0, "num_classes": 10}
 _FIXED = ("gradient_descent",)
 """Their models have no learnable coefficients: they are timm's."""
 
@@ -49,7 +49,7 @@ def _presets() -> dict[str, TokenPreset]:
     made = {}
     for short, algorithm in METHODS.items():
         fixed = {"coefficients": "fixed"} if algorithm in _FIXED else {}
-        made[f"{short}vit_cifar"] = TokenPreset(algorithm, 7, 192, 3, {**_SMALL_IMAGES, **fixed})
+        made[f"{short}vit_cifar"] = TokenPreset(algorithm, 7, 256, 4, {**_SMALL_IMAGES, **fixed})  # ViT-Lite-7/4
         for size, (chs, heads) in _SIZES.items():
             name = f"vit_{size}_patch16_224"
             made[f"{short}{name}"] = TokenPreset(algorithm, 12, chs, heads, fixed, name)

@@ -105,6 +105,9 @@ class TokenNetwork(Trunk, VisionTransformer):
         except (AssertionError, TypeError, ValueError, KeyError) as error:
             raise ModelError(f"a vision transformer of timm does not take this: {reason(error)}") from None
         del self.blocks
+        if not self.patch_embed.num_patches:
+            size = "x".join(map(str, self.patch_embed.img_size))
+            raise ModelError(f"patch_size={vit.get('patch_size', 16)} is larger than the images, {size}")
         start = program.start
         self.programs, self.widths, self.layer, self.options = [program], [embed_dim], layer, options
         self.parts = parts
@@ -183,6 +186,9 @@ class TokenNetwork(Trunk, VisionTransformer):
             {name: value for name, value in given.items() if name in NAMES},
             {name: value for name, value in given.items() if name not in NAMES},
         )
+
+    def sizes(self) -> dict[str, Any]:
+        return {"depth": len(self.feature_info), "embed_dim": self.widths[0], **self.vit}
 
     def with_programs(self, programs: Sequence[StageProgram], **options: Any) -> Self:
         first = next(self.parameters())

@@ -39,8 +39,14 @@ class Trunk(nn.Module):
         num_classes: int
         in_chans: int
         stages: nn.ModuleList
+    per_block = 1
+    """The iterations that are one block; 2 if an iteration is half a block."""
     first_parameters = "^stem"
     """The parameters before the first stage, as a pattern."""
+
+    def sizes(self) -> dict[str, Any]:
+        """The arguments that say how large the network is, by their names."""
+        raise NotImplementedError
 
     def with_programs(self, programs: Sequence[StageProgram], **options: Any) -> Self:
         """A network of the same sizes with other programs, and its own parameters.

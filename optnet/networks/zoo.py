@@ -217,7 +217,9 @@ def _try_shapes(model: Network) -> None:
 
 
 def _entry_point(name: str, preset: Preset) -> Callable[..., nn.Module]:
-    def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    features = {"out_indices": tuple(range(len(preset.blocks))), "feature_cls": Features}
+
+    def create(pretrained: bool = False, feature_cfg: dict[str, Any] | None = None, **kwargs: Any) -> nn.Module:
         own = {"algorithm": preset.algorithm, "blocks": preset.blocks, "widths": preset.widths, **preset.options}
         if other := kwargs.get("algorithm") if kwargs.get("programs") is None else None:
             for key in ("coefficients", "constants"):  # of its own algorithm
@@ -228,8 +230,7 @@ def _entry_point(name: str, preset: Preset) -> Callable[..., nn.Module]:
         try:
             model: nn.Module = build_model_with_cfg(
                 build_network, name, pretrained, pretrained_filter_fn=checkpoint_filter,
-                feature_cfg={"out_indices": tuple(range(len(preset.blocks))), "feature_cls": "getter"},
-                **{**own, **kwargs},
+                feature_cfg={**features, **(feature_cfg or {})}, **{**own, **kwargs},
             )  # fmt: skip
             if other and isinstance(model, Network) and not FAMILIES[model.layer].one_width:
                 _try_shapes(model)

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from torch import nn
 
 from optnet.language.program import Program
+from optnet.networks.design import SPLIT
 from optnet.networks.emitting import Call, LayerFactory
 from optnet.networks.layers.family import Family
 from optnet.networks.layers.transformer import Composition, Parallel, Parts, attention, mlp
 
-ATTENTION, MLP = "A", "M"
-"""The operators of a method that names the two: ``def method(A: Operator, M: Operator, x: Iterate, steps: int)``."""
+ATTENTION, MLP = SPLIT
 
 
 class TokenFamily(Family):
