@@ -242,6 +242,7 @@ OWN = {
     "sandwich": ({"layer": "vit_sandwich"}, "timm has no vision transformer with blocks like this network's"),
     "in parallel, gated": ({"layer": "vit_parallel", "mlp_layer": "swiglu"}, "blocks like this network's"),
     "differential, two biases": ({"layer": "vit_parallel", "attn_layer": "diff"}, "blocks like this network's"),
+    "rotary positions": ({"attn_layer": "rope", "num_heads": 3}, "blocks like this network's"),
     "norms behind branches": ({"num_parallel": 2, "post_norm": True}, "blocks like this network's"),
     "two streams": ({"algorithm": "merge_and_run"}, "the coefficient of"),
     "several iterates": ({"algorithm": "nesterov_dense"}, "the coefficient of"),

@@ -17,8 +17,8 @@ from optnet.language.program import Apply
 from optnet.networks.blocks import Joined, block_count, block_names
 from optnet.networks.distilled import DistilledTokenNetwork
 from optnet.networks.filling import fill, shape, share_cfg
-from optnet.networks.introspection import block_of, read_blocks, read_ends
-from optnet.networks.layers.transformer import ATTENTIONS, MLPS, Parallel
+from optnet.networks.introspection import ATTENTIONS, block_of, read_blocks, read_ends
+from optnet.networks.layers.transformer import MLPS, Parallel
 from optnet.networks.tokens import TokenNetwork
 from optnet.networks.unrolled import coefficient_names, coefficients, unrolled_in
 
