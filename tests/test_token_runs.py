@@ -1,10 +1,15 @@
 """Transformers through the programs: runs on the digits, resumed, loaded, scored and certified."""
 
 import json
+import os
+import shutil
+from pathlib import Path
 
 import pytest
+import timm
 import torch
-from helpers import call, config, crossed, go, metrics, only_run, prepare
+from helpers import call, config, crossed, go, metrics, only_run, prepare, real
+from safetensors.torch import save_file
 
 import optnet
 from optnet.app.config import Model
@@ -91,3 +96,41 @@ def test_refusals_are_one_line(given, said, tmp_path, monkeypatch, capsys):
     assert call(monkeypatch, "train", "model=hbvit_cifar", given) == 2
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1 and not (tmp_path / "runs").exists()
+
+
+@real
+def test_frozen_weights_and_free_coefficients_are_tuned(tmp_path, monkeypatch):
+    """On pictures of ImageNet, from a file of timm's weights: the training loss falls, and nothing else moves."""
+    torch.manual_seed(0)
+    theirs = timm.create_model("vit_tiny_patch16_224", depth=2, img_size=64, num_classes=8)
+    save_file(theirs.state_dict(), tmp_path / "timm.safetensors")
+    pictures = sorted((Path(os.environ["OPTNET_DATA"]) / "imagenet-sample" / "val").glob("*/*"))[:8]
+    for split in ("train", "val"):
+        for picture in pictures:
+            place = tmp_path / "pictures" / split / picture.parent.name
+            place.mkdir(parents=True)
+            shutil.copy(picture, place)
+    monkeypatch.chdir(tmp_path)
+    data = [
+        "data=folder",
+        "data.root=pictures",
+        "data.size=64",
+        "data.augment=none",
+        "data.validation=0",
+        "data.workers=0",
+    ]
+    given = [
+        "model=hbvit_tiny_patch16_224",
+        "model.kwargs.depth=2",
+        "model.per_channel=true",
+        "monitor=none",
+        "device=cpu",
+    ]
+    given += ["init_from=timm.safetensors", "freeze=all_but_coefficients", "optim=adamw", "lr=0.02", "epochs=12"]
+    assert call(monkeypatch, "train", *given, *data, "batch_size=8") == 0
+    (folder,) = (tmp_path / "runs").glob("*/*")
+    losses = [line["train_loss"] for line in metrics(folder)]
+    assert losses[-1] < 0.9 * losses[0]
+    tuned, before = optnet.load(folder), optnet.convert.from_timm(theirs, per_channel=True).state_dict()
+    moved = {name for name, value in tuned.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved and all("coefficients" in name for name in moved)

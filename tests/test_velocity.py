@@ -4,12 +4,23 @@ import itertools
 
 import pytest
 import torch
-from helpers import EVERY, SMALL, SPLIT, build, label, random_images, weights_of_sums
+from helpers import EVERY, SMALL, SPLIT, build, call, label, random_images, some, weights_of_sums
 from timm.layers import Attention, Mlp
 from torch import nn
 
 import optnet
-from optnet import Algorithm, AlgorithmError, Iterate, ModelError, Operator, create_model, find_algorithm, identity
+from optnet import (
+    Algorithm,
+    AlgorithmError,
+    Iterate,
+    ModelError,
+    Operator,
+    analysis,
+    create_model,
+    find_algorithm,
+    identity,
+)
+from optnet.analysis.certificate import identity_note
 from optnet.networks.design import design, suitable_layer
 from optnet.networks.layers import TOKEN_FAMILIES
 from optnet.networks.unrolled import unrolled_in
@@ -250,6 +261,27 @@ def test_a_method_of_ones_own_has_attention_and_mlp(layer):
     assert transformer("nesterov").programs[0].start.readings == {"T": "residual"}
 
 
+def normed_and_plain():
+    both = {"A": "residual", "M": "residual"}
+    normed = optnet.trace("yuriiformer", steps=2, operators=["A", "M", "P"], reading=both)
+    return normed, optnet.trace("yuriiformer", steps=2)
+
+
+def test_analysis_takes_the_norm_and_the_mlp_as_the_identity():
+    normed, plain = normed_and_plain()
+    assert analysis.canonical_table(normed) == pytest.approx(analysis.canonical_table(plain), abs=1e-12)
+    assert [identity_note(one) for one in (normed, plain, optnet.trace("momentum", steps=2))] == [
+        "M and P are taken as the identity.", "M is taken as the identity.", "",
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_certificates_take_them_so_too():
+    found, wanted = map(analysis.certify, normed_and_plain())
+    assert found.consistent and found.stability.stable and found.notes[0] == "M and P are taken as the identity."
+    assert found.row("learned").measured == pytest.approx(wanted.row("learned").measured)
+
+
 def test_only_methods_with_a_velocity_make_transformers_with_its_norm():
     with pytest.raises(ModelError, match="velocity_norm=true does not go with nesterov, which has no velocity; take"):
         transformer("nesterov", velocity_norm=True)
@@ -259,3 +291,31 @@ def test_a_start_at_the_number_0_learns_constants():
     """0 times a constant is 0, so the velocity is no iterate before the first step."""
     network = optnet.unroll("momentum", steps=3, operators={"T": nn.Tanh()}, coefficients="constants", beta=0.4)
     assert {name: round(value.item(), 6) for name, value in network.constants().items()} == {"beta": 0.4, "step": 1.0}
+
+
+MACARON = """
+from optnet import Iterate, Operator
+
+def macaron(A: Operator, M: Operator, x: Iterate, steps: int) -> Iterate:
+    for _ in range(steps):
+        x = (x + M(x)) / 2
+        x = A(x)
+        x = (x + M(x)) / 2
+    return x
+"""
+TRAINED = {
+    "algorithm=mine.py:macaron": {"A": 2, "M": 4},
+    "algorithm=yuriiformer model.velocity_norm=true": {"A": 2, "M": 2, "P": 4},
+}
+
+
+@pytest.mark.parametrize("request_", some(TRAINED, "algorithm=mine.py:macaron"))
+def test_they_train_from_the_command_line(request_, tmp_path, monkeypatch):
+    """Also a method with attention and an MLP of one's own, from a file."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(MACARON)
+    small = ("model.kwargs={depth:2,embed_dim:24}", "epochs=1", "limit_batches=2", "device=cpu", "monitor=none")
+    assert call(monkeypatch, "train", "model=hbvit_cifar", *request_.split(), "data=digits", *small) == 0
+    (folder,) = tmp_path.glob("runs/*/*")
+    program = optnet.load(folder).programs[0].start
+    assert {name: len(program.calls(name)) for name in program.operators} == TRAINED[request_]

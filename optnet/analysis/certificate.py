@@ -34,8 +34,8 @@ STRONGLY_CONVEX = ("gradient_descent", "nesterov", "triple_momentum", "informati
 TRIALS = (quadratic, logistic_regression)
 MOST_KAPPA = 1e6
 """The largest condition number whose worst cases the solver tells apart."""
-MOST_OPERATORS = 2
-"""A gradient step, and at most one more operator, which is taken as the identity."""
+MOST_OPERATORS = 3
+"""A gradient step, and at most two more operators, which are taken as the identity: an MLP M, and a norm P."""
 
 
 @dataclass(frozen=True)
@@ -193,15 +193,20 @@ def _check(program: Program) -> None:
     others = [name for name in program.operators if name != program.main]
     if len(others) >= MOST_OPERATORS:
         raise RequestError(
-            f"{program.name} has the operators {', '.join(others)} beside {program.main}; only a gradient step and one "
-            "operator that may be the identity can be certified"
+            f"{program.name} has the operators {', '.join(others)} beside {program.main}; only a gradient step and two "
+            "operators that may be the identity can be certified"
         )
 
 
+def identity_note(program: Program) -> str:
+    """Says which operators are taken as the identity: all but the main one; "" if there is no other."""
+    others = sorted(name for name in program.operators if name != program.main)
+    return f"{' and '.join(others)} {'are' if len(others) > 1 else 'is'} taken as the identity." if others else ""
+
+
 def _notes(learned: Program) -> Iterator[str]:
-    others = [name for name in learned.operators if name != learned.main]
-    if others:
-        yield f"{others[0]} is taken as the identity."
+    if note := identity_note(learned):
+        yield note
     if len(learned.results) > 1:
         yield f"The last iterate of its {len(learned.results)} results is judged."
     if len(learned.starts) > 1:

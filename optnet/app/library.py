@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from optnet import analysis
+from optnet.analysis.certificate import identity_note
 from optnet.app import certification, pictures, terminal
 from optnet.app.exits import one_line
 from optnet.data import SPLITS
@@ -196,8 +197,8 @@ def _analyse(console: Console, method: Algorithm, kappa: float, steps: int, wors
     rows.append(("error on quadratics", f"{analysis.worst_error(program, mu, L):.6g} after {steps} steps"))
     if is_split(method):
         rows.append(("whole steps", "an iteration is one: a half-step of A, attention, and one of M, the MLP"))
-    if others := [name for name in program.operators if name != program.main]:
-        rows.append(("note", f"{', '.join(others)} {'are' if len(others) > 1 else 'is'} taken as the identity."))
+    if note := identity_note(program):
+        rows.append(("note", note))
     diagnosis = analysis.diagnose(program)
     for sentence in diagnosis.sentences:
         name, _, rest = sentence.partition(":")

@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from timm.layers import calculate_drop_path_rates
+from timm.layers import RotaryEmbeddingCat, calculate_drop_path_rates
 from timm.models._features import feature_take_indices
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ OURS = {"self", "depth", "block_fn", "embed_layer", "embed_dim", "device", "dtyp
 TIMMS = frozenset(inspect.signature(VisionTransformer.__init__).parameters) - OURS
 """What timm's ``VisionTransformer`` takes, without what the network gives it."""
 NAMES = frozenset(field.name for field in fields(TokenOptions))
-PARTS = frozenset(field.name for field in fields(Parts)) - {"dim", "device", "dtype"}
+PARTS = frozenset(field.name for field in fields(Parts)) - {"dim", "grid", "prefix", "device", "dtype"}
 
 
 class TokenNetwork(Trunk, VisionTransformer):
@@ -61,6 +61,7 @@ class TokenNetwork(Trunk, VisionTransformer):
         forward_head: Any
         global_pool: str
         embed_dim: int
+        num_prefix_tokens: int
         num_features: int
     first_parameters = "^cls_token|reg_token|pos_embed|patch_embed|norm_pre"
 
@@ -108,6 +109,11 @@ class TokenNetwork(Trunk, VisionTransformer):
         if not self.patch_embed.num_patches:
             size = "x".join(map(str, self.patch_embed.img_size))
             raise ModelError(f"patch_size={vit.get('patch_size', 16)} is larger than the images, {size}")
+        parts = replace(parts, grid=self.patch_embed.grid_size, prefix=self.num_prefix_tokens)
+        if parts.attn_layer == "rope" and (self.dynamic_img_size or vit.get("patch_drop_rate")):
+            raise ModelError(
+                "attn_layer=rope needs all patches of one size of images: no dynamic_img_size, no patch_drop_rate"
+            )
         start = program.start
         self.programs, self.widths, self.layer, self.options = [program], [embed_dim], layer, options
         self.parts = parts
@@ -197,6 +203,12 @@ class TokenNetwork(Trunk, VisionTransformer):
             options=replace(self.options, **options), global_pool=self.global_pool, device=first.device,
             dtype=first.dtype, **self.vit,
         )  # fmt: skip
+
+    def set_input_size(self, img_size: Any = None, patch_size: Any = None) -> None:
+        super().set_input_size(img_size, patch_size)
+        for module in self.modules():
+            if isinstance(module, RotaryEmbeddingCat):
+                module.update_feat_shape(list(self.patch_embed.grid_size))
 
     def fix_init_weight(self) -> None:
         """Divides the last linear maps of block l, counted from 1, by sqrt(2 l); timm's ``fix_init``."""

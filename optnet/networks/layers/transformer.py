@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from timm.layers import (
     Attention,
+    AttentionRope,
     DiffAttention,
     DropPath,
     GluMlp,
     Mlp,
+    RotaryEmbeddingCat,
     SwiGLU,
     SwiGLUPacked,
     get_act_layer,
@@ -25,7 +27,28 @@ from optnet.networks.layers.linear import LayerScale, Linear, Unscaled
 from optnet.networks.layers.style import ACTIVATIONS
 from optnet.options import one_of
 
-ATTENTIONS: dict[str, type[nn.Module]] = {"attn": Attention, "diff": DiffAttention}
+
+class RotaryAttention(AttentionRope):
+    """Attention whose queries and keys are turned by angles that follow from their places in the image.
+
+    Su et al. 2021; in two dimensions as in EVA-02, Fang et al. 2023.
+
+    Args:
+        grid: the patches in height and width.
+        prefix: the tokens before them, which have no place.
+    """
+
+    def __init__(self, dim: int, num_heads: int, grid: tuple[int, int], prefix: int, **options: Any) -> None:
+        super().__init__(dim, num_heads, num_prefix_tokens=prefix, **options)
+        placed = {"device": options.get("device"), "dtype": options.get("dtype")}
+        self.rope = RotaryEmbeddingCat(dim // num_heads, in_pixels=False, feat_shape=list(grid), **placed)
+
+    def forward(self, x: Tensor) -> Tensor:
+        turned: Tensor = super().forward(x, rope=self.rope.get_embed())
+        return turned
+
+
+ATTENTIONS: dict[str, type[nn.Module]] = {"attn": Attention, "diff": DiffAttention, "rope": RotaryAttention}
 MLPS: dict[str, Any] = {"mlp": Mlp, "glu": GluMlp, "swiglu": SwiGLU, "swiglu_packed": SwiGLUPacked}
 
 
@@ -41,6 +64,7 @@ class Parts:
         init_values: what layer scales start at; None for no layer scale.
         post_norm: whether the norm comes after a branch instead of before it (Liu et al. 2022, Swin V2).
         num_parallel: the number of branches in the place of one (Touvron et al. 2022).
+        grid, prefix: the patches in height and width, and the tokens before them; for ``attn_layer=rope``.
         fuse_out_proj: whether attention and an MLP at one point have one bias after them, not two.
 
     Raises:
@@ -65,6 +89,8 @@ class Parts:
     mlp_layer: str = "mlp"
     post_norm: bool = False
     num_parallel: int = 1
+    grid: tuple[int, int] = (0, 0)
+    prefix: int = 0
     fuse_out_proj: bool = False
     device: torch.device | str | None = None
     dtype: torch.dtype | None = None
@@ -77,6 +103,8 @@ class Parts:
                 raise ModelError(f"{count}={getattr(self, count)!r} must be a whole number of at least 1")
         if self.dim % self.num_heads:
             raise ModelError(f"num_heads={self.num_heads} must divide the {self.dim} channels of a token")
+        if self.attn_layer == "rope" and self.dim // self.num_heads % 4:
+            raise ModelError(f"attn_layer=rope needs 4, 8, 12, ... channels a head, not {self.dim // self.num_heads}")
         self.norm_class(self.norm_layer)
         self._act_class()
         if not self.mlp_ratio * self.dim >= 1:
@@ -100,7 +128,10 @@ class Parts:
 
     def attention(self, depth: int) -> nn.Module:
         kind = ATTENTIONS[self.attn_layer]
-        more = {"depth": depth} if kind is DiffAttention else {}
+        of_kinds: dict[type[nn.Module], dict[str, Any]] = {
+            DiffAttention: {"depth": depth}, RotaryAttention: {"grid": self.grid, "prefix": self.prefix},
+        }  # fmt: skip
+        more = of_kinds.get(kind, {})
         return kind(
             self.dim, num_heads=self.num_heads, qkv_bias=self.qkv_bias, qk_norm=self.qk_norm,
             scale_norm=self.scale_attn_norm, proj_bias=self.proj_bias, attn_drop=self.attn_drop_rate,
@@ -168,6 +199,8 @@ class HalfStep(nn.Module):
         self, parts: Parts, inner: nn.Module, last: str, dropout: str, drop_path: float = 0.0, share: float = 1.0
     ) -> None:
         super().__init__()
+        if parts.fuse_out_proj:
+            raise ModelError("fuse_out_proj=true needs attention and the MLP at one point; take layer=vit_parallel")
         self.share = share
         self.norm = nn.Identity() if parts.post_norm else parts.norm()
         self.last, self.drop = _take_last(inner, last, dropout)
@@ -253,6 +286,8 @@ class Parallel(nn.Module):
 
     def __init__(self, parts: Parts, drop_path: float = 0.0, depth: int = 0) -> None:
         super().__init__()
+        if parts.post_norm or parts.num_parallel > 1:
+            raise ModelError("layer=vit_parallel has neither post_norm=true nor num_parallel; take layer=vit")
         self.norm = parts.norm()
         self.attn = parts.attention(depth)
         self.mlp = parts.mlp(bias=(True, parts.proj_bias and not parts.fuse_out_proj))
