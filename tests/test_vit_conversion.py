@@ -1,102 +1,23 @@
-"""timm's vision transformers and the equal networks on tokens: conversion both ways, and weights from local files."""
+"""timm's vision transformers and the equal networks on tokens: conversion both ways, and what it refuses."""
 
 import copy
-from functools import partial
 
 import pytest
 import timm
 import torch
-from timm.layers import GluMlp, LayerNorm, SwiGLU, SwiGLUPacked
+from timm.layers import AttentionRope, DropPath, GatedMlp, LayerNorm
 from timm.models.deit import VisionTransformerDistilled
-from timm.models.vision_transformer import (
-    DiffParallelScalingBlock,
-    ParallelScalingBlock,
-    ParallelThingsBlock,
-    ResPostBlock,
-    VisionTransformer,
-)
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
+from vits import BLOCKS, SMALL, SPECIAL, equal, far, images, outputs, shaken, vit
 
 import optnet
 from optnet import Iterate, ModelError, Operator, TokenNetwork
-from optnet.networks import convert
-
-SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 7}
-DROPS = {"drop_rate": 0.1, "pos_drop_rate": 0.1, "attn_drop_rate": 0.1, "proj_drop_rate": 0.1, "drop_path_rate": 0.3}
-BLOCKS = {  # of whole steps, one half after the other: bitwise by halves
-    "plain": {},
-    "layer scales": {"init_values": 1e-5},
-    "norms of queries and keys": {"qk_norm": True, "qkv_bias": False},
-    "norms inside": {"scale_attn_norm": True, "scale_mlp_norm": True, "norm_layer": partial(LayerNorm, eps=1e-3)},
-    "no biases": {"proj_bias": False, "qkv_bias": False, "norm_layer": "rmsnorm"},
-    "SwiGLU": {"mlp_layer": SwiGLU, "act_layer": "silu", "mlp_ratio": 2.66},
-    "packed SwiGLU": {"mlp_layer": SwiGLUPacked, "act_layer": nn.SiLU},
-    "gated MLP": {"mlp_layer": GluMlp, "act_layer": nn.Sigmoid},
-    "differential attention": {"attn_layer": "diff"},
-    "parallel branches": {"block_fn": partial(ParallelThingsBlock, num_parallel=3), "init_values": 0.1},
-    "registers": {"reg_tokens": 2, "no_embed_class": True, "global_pool": "avg"},
-    "no class token": {"class_token": False, "global_pool": "avgmax", "fc_norm": False},
-    "no positions": {"pos_embed": "none", "final_norm": False},
-    "CLIP": {"pre_norm": True, "act_layer": "quick_gelu", "norm_layer": partial(LayerNorm, eps=1e-5)},
-    "attention pooling": {"class_token": False, "global_pool": "map", "act_layer": "gelu_tanh", "mlp_ratio": 3.7362},
-    "residual pooling": {"global_pool": "prr"},
-    "norm of patches": {"embed_norm_layer": "rmsnorm", "pool_include_prefix": True, "global_pool": "max"},
-    "any size": {"dynamic_img_size": True, "dynamic_img_pad": True},
-    "dropout": DROPS,
-    "tokens": {"global_pool": "", "num_classes": 0},
-    "rectangular": {"img_size": (32, 48), "patch_size": (8, 16), "in_chans": 2},
-}
-OTHERS = {  # equal but for rounding: other orders of the same sums
-    "norms behind": {"block_fn": ResPostBlock, "init_values": 0.5},
-    "in parallel": {"block_fn": ParallelScalingBlock, "qkv_bias": False, "qk_norm": True, "norm_layer": "rmsnorm"},
-    "in parallel, biases": {"block_fn": ParallelScalingBlock, "init_values": 0.1, "drop_path_rate": 0.2},
-    "in parallel, no biases": {"block_fn": ParallelScalingBlock, "proj_bias": False},
-    "in parallel, fused": {"block_fn": partial(ParallelScalingBlock, fuse_out_proj=True), "attn_drop_rate": 0.1},
-    "in parallel, differential": {"block_fn": DiffParallelScalingBlock, "qkv_bias": False},
-}
-SPECIAL = {**BLOCKS, **OTHERS}
-
-
-def vit(name="plain", **options):
-    """A small vision transformer with every parameter moved: fresh norms and layer scales would hide mistakes."""
-    torch.manual_seed(0)
-    model = VisionTransformer(**{**SMALL, **SPECIAL.get(name, {}), **options})
-    return shaken(model)
-
-
-def shaken(model):
-    draws = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.05 * torch.randn(parameter.shape, generator=draws, dtype=parameter.dtype)
-    return model
-
-
-def images(model, count=3):
-    draws = torch.Generator().manual_seed(2)
-    dtype = model.patch_embed.proj.weight.dtype
-    return torch.randn(count, model.in_chans, *model.patch_embed.img_size, generator=draws, dtype=dtype)
-
-
-def outputs(models, train=False):
-    found = []
-    for model in models:
-        torch.manual_seed(3)
-        with torch.no_grad():
-            found.append(model.train(train)(images(model)))
-    return found
-
-
-def far(one, other):
-    return ((one - other).norm() / other.norm()).item()
-
-
-def equal(one, other):
-    one, other = one.state_dict(), other.state_dict()
-    return list(one) == list(other) and all(torch.equal(one[name], other[name]) for name in one)
+from optnet.networks import convert, taps
 
 
 @pytest.mark.parametrize("name", SPECIAL)
+@pytest.mark.sampled(13)
 def test_conversion_both_ways(name):
     theirs = vit(name)
     before = copy.deepcopy(theirs.state_dict())
@@ -113,6 +34,7 @@ def test_conversion_both_ways(name):
 
 
 @pytest.mark.parametrize("name", ["plain", "layer scales", "parallel branches", "norms behind", "SwiGLU"])
+@pytest.mark.sampled(2)
 def test_whole_blocks(name):
     theirs = vit(name)
     ours = convert.from_timm(theirs, layer="vit")
@@ -128,6 +50,7 @@ STEPS = [
 
 
 @pytest.mark.parametrize("name, layer", STEPS)
+@pytest.mark.sampled(3)
 def test_a_step_of_training_is_equal(name, layer):
     """Every parameter after a step of SGD in float64, from equal parameters: also the gradients are equal."""
     theirs = vit(name, drop_path_rate=0.0, attn_drop_rate=0.0).double()
@@ -158,6 +81,21 @@ def test_attention_and_mlp_by_name():
     ours = convert.from_timm(theirs, algorithm=alternating, layer="vit_parallel")
     assert far(*outputs((ours, theirs))) < 1e-6
     assert equal(convert.to_timm(ours), theirs)
+
+
+EXACT = ("gradient_descent", "nesterov", "momentum", "linear_multistep", "hyper_connections", "lie_trotter_momentum")
+
+
+@pytest.mark.parametrize("algorithm", EXACT)
+@pytest.mark.sampled(3)
+def test_methods_that_are_the_ancestor(algorithm):
+    """With a velocity and in two streams too: there the weights that make it timm's are other ones than 0 and 1."""
+    theirs = vit()
+    ours = convert.from_timm(theirs, algorithm=algorithm)
+    assert far(*outputs((ours, theirs))) < 1e-6 and equal(convert.to_timm(ours), theirs)
+    [p for name, p in ours.named_parameters() if "coefficients" in name][-1].data[0] += 0.125
+    with pytest.raises(ModelError, match="only networks at their ancestor's coefficients"):
+        convert.to_timm(ours)
 
 
 def test_distilled():
@@ -200,6 +138,15 @@ def test_what_was_changed_after_construction_converts():
     assert torch.equal(*outputs((back, ours))) and back.num_classes == 9
 
 
+def test_a_pruned_network_converts():
+    theirs = vit(depth=3)
+    ours = convert.from_timm(theirs)
+    for model in (theirs, ours):
+        model.prune_intermediate_layers([1])
+    back = convert.to_timm(ours)
+    assert len(back.blocks) == 2 and equal(back, theirs) and torch.equal(*outputs((back, theirs)))
+
+
 def test_dtypes_and_descriptions():
     theirs = timm.create_model("test_vit2", pretrained=False, num_classes=7, img_size=64).to(torch.bfloat16)
     ours = convert.from_timm(theirs)
@@ -208,3 +155,137 @@ def test_dtypes_and_descriptions():
     wanted = timm.data.resolve_model_data_config(theirs)
     assert timm.data.resolve_model_data_config(ours) == wanted
     assert timm.data.resolve_model_data_config(convert.to_timm(ours)) == wanted
+
+
+# what is refused
+
+
+class Changed(VisionTransformer):
+    pass
+
+
+class MyBlock(Block):
+    pass
+
+
+class MyNorm(LayerNorm):
+    pass
+
+
+class MyAct(nn.SiLU):
+    pass
+
+
+def with_attribute(module, name, value):
+    model = vit()
+    setattr(model.get_submodule(module), name, value)
+    return model
+
+
+REFUSED = {
+    "other blocks": (lambda: vit(block_fn=MyBlock), "VisionTransformer's blocks are of MyBlock"),
+    "another class": (lambda: Changed(**SMALL), "Changed is no vision transformer that optnet converts"),
+    "hybrid": (lambda: timm.create_model("vit_tiny_r_s16_p8_224"), "patch embedding is a HybridEmbed"),
+    "BEiT": (lambda: timm.create_model("beit_base_patch16_224", depth=1, embed_dim=48), "Beit is no ResNet"),
+    "EVA": (lambda: timm.create_model("eva02_tiny_patch14_224", depth=1), "Eva is no ResNet"),
+    "NaFlex": (lambda: timm.create_model("naflexvit_base_patch16_gap", depth=1), "NaFlexVit is no ResNet"),
+    "ours": (lambda: convert.from_timm(vit()), "TokenNetwork is no vision transformer that optnet converts"),
+    "no blocks": (lambda: vit(depth=0), "VisionTransformer has no blocks"),
+    "no weights": (lambda: vit().to("meta"), "on the meta device"),
+    "gated attention": (
+        lambda: with_attribute("blocks.0.attn", "gate", nn.Linear(48, 48)),
+        "no counterpart of the weights' blocks.0.attn.gate",
+    ),
+    "another attention": (lambda: vit(attn_layer=AttentionRope), "attention is a AttentionRope"),
+    "another MLP": (lambda: vit(mlp_layer=GatedMlp), "MLP is a GatedMlp"),
+    "another norm": (lambda: vit(norm_layer=MyNorm), "norm is a MyNorm"),
+    "another activation": (lambda: vit(act_layer=MyAct), "activation is a MyAct"),
+    "one block's activation": (lambda: with_attribute("blocks.1.mlp", "act", nn.ReLU()), "1 differ in act_layer"),
+    "dropout somewhere": (lambda: with_attribute("blocks.1.mlp.drop1", "p", 0.3), "drop at random in other places"),
+    "stochastic depth": (
+        lambda: with_attribute("blocks.0", "drop_path2", DropPath(0.3)), "drop at random in other places",
+    ),
+    "dropout in parallel": (
+        lambda: vit("in parallel", proj_drop_rate=0.1), "drop at random in other places or at other rates",
+    ),
+    "one block's heads": (lambda: with_attribute("blocks.1.attn", "num_heads", 6), "1 differ in num_heads"),
+    "a norm's constant": (lambda: with_attribute("norm", "eps", 0.1), "have different outputs"),
+    "a forward of its own": (lambda: with_attribute("", "forward_head", lambda x: x.sum(1)), "have different outputs"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.sampled(12)
+def test_what_from_timm_refuses(name):
+    make, said = REFUSED[name]
+    with pytest.raises(ModelError) as error:
+        convert.from_timm(make())
+    assert said in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) < 240
+
+
+@pytest.mark.parametrize("options, said", [
+    ({"nonsense": 1}, "option=nonsense is unknown"),
+    ({"num_classes": 3}, "head.weight is 7x48, not 3x48"),
+    ({"in_chans": 1}, "leave in_chans and num_classes"),
+    ({"layer": "vit_parallel"}, "no counterpart of the weights' blocks.0.norm1.weight"),
+    ({"layer": "vit_sandwich"}, "no counterpart of the weights' blocks.0.norm1.weight"),
+    ({"depth": 3}, "no counterpart of this network's stages.0"),
+])  # fmt: skip
+@pytest.mark.sampled(3)
+def test_options_that_the_weights_do_not_fit(options, said):
+    with pytest.raises(ModelError) as error:
+        convert.from_timm(vit(), **options)
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+OWN = {
+    "sandwich": ({"layer": "vit_sandwich"}, "timm has no vision transformer with blocks like this network's"),
+    "in parallel, gated": ({"layer": "vit_parallel", "mlp_layer": "swiglu"}, "blocks like this network's"),
+    "differential, two biases": ({"layer": "vit_parallel", "attn_layer": "diff"}, "blocks like this network's"),
+    "rotary positions": ({"attn_layer": "rope", "num_heads": 3}, "blocks like this network's"),
+    "norms behind branches": ({"num_parallel": 2, "post_norm": True}, "blocks like this network's"),
+    "two streams": ({"algorithm": "merge_and_run"}, "the coefficient of"),
+    "several iterates": ({"algorithm": "nesterov_dense"}, "the coefficient of"),
+    "dynamic": ({"coefficients": "dynamic"}, "coefficients=dynamic"),
+    "dropout in parallel": ({"layer": "vit_parallel", "proj_drop_rate": 0.1}, "drop at random in other places"),
+    "half a block": ({"prune": 1}, "blocks like this network's"),
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+@pytest.mark.sampled(5)
+def test_what_to_timm_refuses(name):
+    options, said = OWN[name]
+    given = {"algorithm": "heavy_ball", **SMALL, **options}
+    prune = given.pop("prune", None)
+    model = optnet.create_model(layer=given.pop("layer", "vit_half"), **given)
+    if prune:
+        taps.prune(model.stages[0].unrolled, next(model.stages[0].unrolled.program.combines).value)
+    with pytest.raises(ModelError) as error:
+        convert.to_timm(model)
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+# all of timm's
+
+
+NAMES = [name for module in ("vision_transformer", "deit") for name in timm.list_models(module=module)]
+
+
+def test_timm_has_as_many_as_when_this_was_written():
+    assert len(NAMES) >= 179
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_every_entry_point_converts(name):
+    """At depth 2, width 48 and 112 pixels, from their own patches, tokens, pooling, norms and blocks."""
+    torch.manual_seed(0)
+    theirs = shaken(timm.create_model(name, depth=2, embed_dim=48, num_heads=3, img_size=112, num_classes=7))
+    ours = convert.from_timm(theirs)
+    bitwise = ours.layer == "vit_half" and not ours.parts.post_norm
+    for train in (False, True):
+        got, wanted = outputs((ours, theirs), train)
+        assert torch.equal(got, wanted) if bitwise else far(got, wanted) < 1e-6
+    back = convert.to_timm(ours)
+    assert equal(back, theirs) and torch.equal(*outputs((back, theirs)))

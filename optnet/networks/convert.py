@@ -201,7 +201,8 @@ def to_timm(network: Network | TokenNetwork) -> nn.Module:
     if any(module.per_sample for module in unrolled_in(network).values()):
         raise ModelError("coefficients=dynamic: the weights differ from image to image, which no timm model has")
     if isinstance(network, TokenNetwork):
-        _check_coefficients(network)
+        if not transformers.is_chain(network):
+            _check_coefficients(network)
         return transformers.to_vit(network)
     return _to_ancestor(network)
 

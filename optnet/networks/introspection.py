@@ -7,8 +7,10 @@ from functools import partial
 from typing import Any
 
 from timm.layers import (
+    Attention,
     AttentionPoolLatent,
     AttentionPoolPrr,
+    DiffAttention,
     GluMlp,
     LayerScale,
     PatchDropout,
@@ -28,12 +30,14 @@ from torch import nn
 
 from optnet.errors import ModelError
 from optnet.networks.layers.style import ACTIVATIONS
-from optnet.networks.layers.transformer import ATTENTIONS, MLPS, Parts
+from optnet.networks.layers.transformer import MLPS, Parts
 
 NORMS = ("layernorm", "rmsnorm", "simplenorm", "layernormfp32", "rmsnormfp32", "simplenormfp32")
 """timm's norms of tokens."""
 _TORCHS = {nn.Sigmoid: "sigmoid", nn.Tanh: "tanh"}
 """torch's activations that timm has its own of, by timm's names."""
+ATTENTIONS: dict[str, type[nn.Module]] = {"attn": Attention, "diff": DiffAttention}
+"""The attentions of ``VisionTransformer``, by their names here and in ``Parts``."""
 POOLS: dict[str, type[nn.Module]] = {"map": AttentionPoolLatent, "prr": AttentionPoolPrr}
 
 
@@ -92,6 +96,8 @@ def block_of(parts: Parts, parallel: bool) -> Callable[..., nn.Module] | None:
     Args:
         parallel: whether a step is attention and the MLP at one point.
     """
+    if parts.attn_layer not in ATTENTIONS:
+        return None
     if parallel:
         unlike = parts.mlp_layer != "mlp" or parts.scale_attn_norm or parts.scale_mlp_norm
         if unlike or parts.post_norm or parts.num_parallel > 1:

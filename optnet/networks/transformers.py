@@ -13,13 +13,14 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 from torch import Tensor, nn
 
 from optnet.errors import ModelError, reason
+from optnet.language.program import Apply
 from optnet.networks.blocks import Joined, block_count, block_names
 from optnet.networks.distilled import DistilledTokenNetwork
 from optnet.networks.filling import fill, shape, share_cfg
-from optnet.networks.introspection import block_of, read_blocks, read_ends
-from optnet.networks.layers.transformer import ATTENTIONS, MLPS, Parallel
+from optnet.networks.introspection import ATTENTIONS, block_of, read_blocks, read_ends
+from optnet.networks.layers.transformer import MLPS, Parallel
 from optnet.networks.tokens import TokenNetwork
-from optnet.networks.unrolled import coefficient_names
+from optnet.networks.unrolled import coefficient_names, coefficients, unrolled_in
 
 EQUALS: dict[type[VisionTransformer], type[TokenNetwork]] = {
     VisionTransformer: TokenNetwork, VisionTransformerDistilled: DistilledTokenNetwork,
@@ -100,8 +101,9 @@ def from_vit(model: VisionTransformer, **options: Any) -> TokenNetwork:
             f"{type(model).__name__} is on the meta device and has no weights to convert; create it on a real device"
         )
     found |= {"device": stem.device, "dtype": stem.dtype}
-    verify(model, _filled(model, found))
-    return _filled(model, {**found, **options}).train(model.training)
+    made = _filled(model, found)
+    verify(model, made)
+    return (_filled(model, {**found, **options}) if options else made).train(model.training)
 
 
 def _filled(model: VisionTransformer, options: dict[str, Any]) -> TokenNetwork:
@@ -129,6 +131,33 @@ def _share(source: VisionTransformer, target: VisionTransformer) -> None:
         target.set_distilled_training(source.distilled_training)
 
 
+def is_chain(network: TokenNetwork) -> bool:
+    """Whether the coefficients add each step to all before it: x + F_0(x) + F_1(x + F_0(x)) + ..., as timm does.
+
+    Momentum that is carried as a velocity can be that too, with other weights of its sums than 0 and 1.
+    """
+    for stage, unrolled in unrolled_in(network).items():
+        program = unrolled.program
+        weights = {(one.step, one.term): one.value for one in coefficients(network) if one.stage == stage}
+        chain = {program.starts[0]: 1.0}
+        values = dict.fromkeys(program.starts, chain)  # all streams start at the same tokens
+        for one in program.instructions:
+            if isinstance(one, Apply):
+                if values[one.argument] != chain:
+                    return False
+                values[one.value] = {one.value: 1.0}
+                chain = {**chain, one.value: 1.0}
+            else:
+                total: dict[str, float] = {}
+                for term in one.terms:
+                    for name, weight in values[term].items():
+                        total[name] = total.get(name, 0.0) + weights[one.value, term] * weight
+                values[one.value] = {name: weight for name, weight in total.items() if weight}
+        if any(values[result] != chain for result in program.results):
+            return False
+    return True
+
+
 def to_vit(network: TokenNetwork) -> VisionTransformer:
     """The vision transformer of timm that computes what the network computes. The coefficients are not looked at.
 
@@ -137,8 +166,6 @@ def to_vit(network: TokenNetwork) -> VisionTransformer:
     """
     depth, parallel = block_count(network), any(isinstance(module, Parallel) for module in network.modules())
     block = block_of(network.parts, parallel)
-    if network.streams > 1:
-        raise ModelError("timm has no vision transformer with two streams")
     if depth is None or block is None:
         raise ModelError(f"timm has no vision transformer with blocks like this network's, layer={network.layer}")
     parts, ends = network.parts, read_ends(network)

@@ -199,6 +199,8 @@ class HalfStep(nn.Module):
         self, parts: Parts, inner: nn.Module, last: str, dropout: str, drop_path: float = 0.0, share: float = 1.0
     ) -> None:
         super().__init__()
+        if parts.fuse_out_proj:
+            raise ModelError("fuse_out_proj=true needs attention and the MLP at one point; take layer=vit_parallel")
         self.share = share
         self.norm = nn.Identity() if parts.post_norm else parts.norm()
         self.last, self.drop = _take_last(inner, last, dropout)
@@ -284,6 +286,8 @@ class Parallel(nn.Module):
 
     def __init__(self, parts: Parts, drop_path: float = 0.0, depth: int = 0) -> None:
         super().__init__()
+        if parts.post_norm or parts.num_parallel > 1:
+            raise ModelError("layer=vit_parallel has neither post_norm=true nor num_parallel; take layer=vit")
         self.norm = parts.norm()
         self.attn = parts.attention(depth)
         self.mlp = parts.mlp(bias=(True, parts.proj_bias and not parts.fuse_out_proj))
