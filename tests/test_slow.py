@@ -82,6 +82,7 @@ NOT_OURS = (
     "inference", "pretrained",  # need the hub
     "output_stride",  # an option that our models lack
     "after_prune",  # holds for models without a norm behind the last stage
+    "catavgmax",  # a wrong pooling is a ModelError, where timm's models have a bare assertion
     "space2depth", "odd_size", "efficientnet", "swin", "relpos",  # other architectures' layers
 )  # fmt: skip
 LEAST = {
@@ -90,8 +91,13 @@ LEAST = {
     "forward_intermediates_features", "forward_torchscript", "forward_torchscript_with_features_fx",
     "head_hidden_size", "prune_intermediate_layers_contract", "reset_classifier_keeps_pool",
 }  # fmt: skip
-KINDS = {"resnet18": (ZOO, ("vit",)), "vit_tiny_patch16_224": (TOKEN_MODELS, ())}
-"""A model of timm, our models that pass all the tests which it passes, and words in other tests' names."""
+LEAST_ON_TOKENS = {
+    "backward", "backward_fx", "default_cfgs_non_std", "features_only_feature_cls_class", "forward", "forward_features",
+    "forward_fx", "forward_fx_torchscript", "forward_intermediates", "forward_intermediates_features",
+    "forward_torchscript", "prune_intermediate_layers_contract", "prune_intermediate_layers_params_used",
+}  # fmt: skip
+KINDS = {"resnet18": (ZOO, ("vit",), LEAST), "vit_tiny_patch16_224": (TOKEN_MODELS, (), LEAST_ON_TOKENS)}
+"""A model of timm, ours that pass all tests that it passes, words in other tests' names, and some of those tests."""
 
 
 @pytest.mark.parametrize("like", KINDS)
@@ -104,7 +110,7 @@ def test_timms_own_model_tests(like, tmp_path):
         archive.extractall(tmp_path, filter="data")
     (tmp_path / "any_model.py").write_text(PLUGIN)
     results = tmp_path / "results.xml"
-    ours, others = KINDS[like]
+    ours, others, least = KINDS[like]
     command = [sys.executable, "-m", "pytest", "-p", "any_model", "tests/test_models.py", "-q", "-W", "ignore"]
     subprocess.run(
         [*command, "-k", f"not ({' or '.join(NOT_OURS + others)})", f"--junitxml={results}"],
@@ -119,5 +125,5 @@ def test_timms_own_model_tests(like, tmp_path):
         for model in passed.keys() & set(re.split(r"[-\]]", given)):
             (failed if len(case) else passed)[model].add(test.removeprefix("test_").removeprefix("model_"))
     expected = passed[like] - failed[like]
-    assert expected >= LEAST
+    assert expected >= least
     assert {name: missing for name in ours if (missing := expected & failed[name] | expected - passed[name])} == {}

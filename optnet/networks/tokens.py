@@ -46,7 +46,7 @@ class TokenNetwork(Trunk, VisionTransformer):
             ``fuse_out_proj`` of ``Parts``.
 
     Raises:
-        ModelError: an option is wrong.
+        ModelError: an option is wrong. TypeError: there is no such option.
     """
 
     if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class TokenNetwork(Trunk, VisionTransformer):
         check_counts(num_classes=num_classes, in_chans=in_chans)
         for name in vit:
             if name not in TIMMS | PARTS:
-                raise ModelError(unknown("option", name, sorted(TIMMS | PARTS)))
+                raise TypeError(unknown("option", name, sorted(TIMMS | PARTS)))
         given = {**vit, "num_heads": num_heads, "act_layer": options.act_layer}
         given["proj_drop_rate"] = options.proj_drop_rate
         placed: dict[str, Any] = {"device": device, "dtype": dtype}
