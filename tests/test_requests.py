@@ -20,6 +20,7 @@ OWN = {
     "data.root": "data=folder data.root=nonsense", "optim.name": "optim.name=nonsense",
     "optim.kwargs": "optim.kwargs={nonsense:1}", "model.kwargs": "+model.kwargs.nonsense=nonsense",
     "trainer.name": "trainer.name=nonsense", "checkpoint": "checkpoint=nonsense.pt", "model": "model=nonsense",
+    "model.kernel_sizes": "model.layer=convnext model.kernel_sizes=[0,3,3]",
     "output": "output=notes.txt/a.json", "init_from": "init_from=nonsense", "freeze": "freeze=nonsense",
     "data.mean": "data.mean=[0.5,0.5,7]", "data.std": "data.std=[0]",
 }  # fmt: skip
