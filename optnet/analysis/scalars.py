@@ -94,3 +94,21 @@ def factor(program: Program, call: Apply, w: Array | float) -> Array | float:
 
 def is_residual(program: Program, call: Apply) -> bool:
     return program.readings.get(call.operator) == "residual"
+
+
+def points(program: Program, start: Any, gradient: Callable[[Any], Any]) -> list[Any]:
+    """The points at which the program takes a gradient, and its last result, if it runs from ``start``.
+
+    The main operator is T = id - gradient, all others are the identity. Points may be arrays, or symbols of PEPit.
+    """
+    visited: list[Any] = []
+
+    def apply(call: Apply, x: Any) -> Any:
+        kept = x * (not is_residual(program, call))
+        if call.operator != program.main:
+            return kept
+        visited.append(x)
+        return kept - gradient(x)
+
+    values = interpret(program.instructions, dict.fromkeys(program.starts, start), apply)
+    return [*visited, values[program.results[-1]]]

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import numpy as np
 
-from optnet.analysis.scalars import Array, interpret, is_residual
+from optnet.analysis.scalars import Array, points
 from optnet.language.folding import one_call_per_point
-from optnet.language.program import Apply, Program
+from optnet.language.program import Program
 
 LARGEST = 1e9
 """A run ends where its gap is this many times that of the start: it has no use for more digits than exist."""
@@ -95,27 +94,16 @@ def curve(program: Program, trial: Trial, evaluations: int) -> list[float]:
     x, gaps = np.zeros_like(trial.minimiser), [trial.gap(np.zeros_like(trial.minimiser))]
     limit = LARGEST * gaps[0]
     while len(gaps) <= evaluations:
-        points = _run(program, trial, x)
-        for point in points[1:]:
+        visited = _run(program, trial, x)
+        for point in visited[1:]:
             gaps.append(trial.gap(point))
             if not gaps[-1] < limit:
                 return gaps[:-1]
-        x = points[-1]
+        x = visited[-1]
     return gaps[: evaluations + 1]
 
 
 def _run(program: Program, trial: Trial, start: Array) -> list[Array]:
     """The points at which the program takes a gradient, and its result; T = id - grad f."""
-    program = one_call_per_point(program)
-    points: list[Array] = []
-
-    def apply(call: Apply, x: Any) -> Any:
-        kept = x * (not is_residual(program, call))
-        if call.operator != program.main:
-            return kept
-        points.append(x)
-        return kept - trial.gradient(x)
-
     with np.errstate(all="ignore"):
-        values = interpret(program.instructions, dict.fromkeys(program.starts, start), apply)
-    return [*points, values[program.results[-1]]]
+        return points(one_call_per_point(program), start, trial.gradient)

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from optnet.analysis.quadratics import Method
-from optnet.analysis.scalars import Array, check_range, interpret, is_residual
+from optnet.analysis.scalars import Array, check_range, points
 from optnet.errors import AlgorithmError, RequestError
 from optnet.language.folding import one_call_per_point
 from optnet.language.lookup import find_algorithm
-from optnet.language.program import Apply, Program
+from optnet.language.program import Program
 from optnet.language.theorems import INITIAL, METRICS
 from optnet.language.tracing import all_constants, traced
 
@@ -113,18 +113,7 @@ def worst_case_of(
     f = problem.declare_function(kind, **options)
     solution = f.stationary_point()
     start = problem.set_initial_point()
-    visited = [solution]
-
-    def apply(call: Apply, x: Any) -> Any:
-        kept = x * (not is_residual(program, call))
-        if call.operator != program.main:
-            return kept
-        visited.append(x)
-        return kept - f.gradient(x) / L
-
-    values: dict[str, Any] = dict.fromkeys(program.starts, start)
-    interpret(program.instructions, values, apply)
-    visited.append(values[program.results[-1]])
+    visited = [solution, *points(program, start, lambda x: f.gradient(x) / L)]
     optimum = f(solution)
     problem.set_initial_condition((start - solution) ** 2 <= 1 if initial == "distance" else f(start) - optimum <= 1)
     measured = {

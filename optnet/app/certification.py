@@ -142,14 +142,15 @@ def _judge(asked: _Asked, options: argparse.Namespace) -> _Found:
         raise ModelError("; ".join(dict.fromkeys(found.refused.values())))
     if asked.subject is None:
         return found
-    loader = asked.subject.loader(Evaluate(split=options.split), find_device("auto"))
+    device = find_device("auto")
+    loader = asked.subject.loader(Evaluate(split=options.split), device)
     for name in OWN:
         try:
             model = asked.subject.model if name == "learned" else _variant(asked, found, name)
         except ModelError as error:
             found.notes.append(f"no accuracy with the {name} coefficients: {error}")
             continue
-        found.scores[name] = evaluate(model.to(find_device("auto")), loader, len(asked.subject.data.classes))
+        found.scores[name] = evaluate(model.to(device), loader, len(asked.subject.data.classes))
         model.cpu()
     return found
 

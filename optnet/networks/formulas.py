@@ -53,11 +53,12 @@ def with_formulas(
                 yield near, program({name: near})
 
     tape = Tape(values)
+    near_by = {name: [*neighbours(name)] for name in values}
     try:
         learned = {
             name: number for name, number in tape.inputs().items()
             if program({name: number}).same_structure(start)
-            and all(other.same_structure(start) for _, other in neighbours(name))
+            and all(other.same_structure(start) for _, other in near_by[name])
         }  # fmt: skip
         found = program(learned)
     except AlgorithmError as error:
@@ -65,7 +66,7 @@ def with_formulas(
     if not learned or not found.same_structure(start):
         raise ModelError(f"{refusal}: which terms its sums have depends on {', '.join(values)}; {INSTEAD}")
     for name in learned:
-        for near, other in neighbours(name):
+        for near, other in near_by[name]:
             if not _agree(found, other, tape.evaluate({name: near})):
                 raise ModelError(
                     f"{refusal}: its weights follow from {name} in a way that is not seen; use + - * / ** alone, like "
