@@ -154,8 +154,9 @@ def test_what_does_not_fit_is_refused_by_name(said):
 
 
 def test_networks_that_timm_lacks_are_refused():
-    with pytest.raises(ModelError, match="no model with layer=convnext"):
-        convert.to_timm(timm.create_model("hbconvnext_tiny", blocks=(1, 1), widths=(8, 8)))
+    for options in ({"blocks": (1, 1), "widths": (8, 8)}, {"blocks": (1,) * 4, "widths": (8,) * 4, "stem": "small"}):
+        with pytest.raises(ModelError, match="no model with layer=convnext"):
+            convert.to_timm(timm.create_model("hbconvnext_tiny", **options))
     ours = convert.from_timm(small())
     body = ours.stages[1].unrolled.body
     with torch.no_grad():

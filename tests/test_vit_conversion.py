@@ -138,6 +138,20 @@ def test_what_was_changed_after_construction_converts():
     assert torch.equal(*outputs((back, ours))) and back.num_classes == 9
 
 
+@pytest.mark.parametrize("options", [
+    {"layer": "vit_half", "post_norm": True, "init_values": 0.3, "algorithm": "nesterov"}, {"layer": "vit_parallel"},
+    {"layer": "vit", "num_parallel": 2, "norm_layer": "rmsnorm", "norm_eps": 1e-3},
+    {"layer": "vit_parallel", "attn_layer": "diff", "fuse_out_proj": True},
+])  # fmt: skip
+@pytest.mark.sampled(2)
+def test_our_own_networks_convert(options):
+    ours = optnet.create_model(**{"algorithm": "heavy_ball", **SMALL, **options})
+    theirs = convert.to_timm(ours)
+    for train in (False, True):
+        assert far(*outputs((theirs, ours), train)) < 1e-6
+    assert equal(convert.to_timm(convert.from_timm(theirs)), theirs)
+
+
 def test_a_pruned_network_converts():
     theirs = vit(depth=3)
     ours = convert.from_timm(theirs)

@@ -20,7 +20,6 @@ ANCESTORS = {
     "resnet50": lambda: timm.create_model("resnet50", num_classes=7),
     "resnetv2_50": lambda: timm.create_model("resnetv2_50", num_classes=7),
     "densenet121": lambda: timm.create_model("densenet121", num_classes=7),
-    "convnext": lambda: timm.create_model("convnextv2_atto", num_classes=7),
     "torchvision resnet34": lambda: torchvision.models.resnet34(num_classes=7),
     "torchvision densenet121": lambda: torchvision.models.densenet121(num_classes=7),
 }
@@ -131,7 +130,6 @@ OWN = {  # networks of ours that timm has no model for, and what is said of them
         r"no counterpart of timm's layer2\.0\.downsample\.0\.weight",
     ),
     "stem": ({"model_name": "hbnet18", "stem_width": 32}, r"no counterpart of timm's conv1\.weight"),
-    "stem of a convnext": ({"model_name": "hbconvnext_tiny", "stem": "small"}, "no model with layer=convnext, widths="),
     "two calls a step": (
         {"model_name": "hbnet18", "algorithm": twice, "blocks": [1] * 4},
         r"no counterpart of this network's stages\.0\.unrolled\.body\.T_1",

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from typing import Any
 
 import timm
-import torch
 from timm.layers import DropPath
 from timm.models.convnext import ConvNeXt, ConvNeXtBlock
 from timm.models.densenet import DenseLayer, DenseNet
@@ -20,7 +18,7 @@ from optnet.errors import ModelError, reason
 from optnet.networks import transformers
 from optnet.networks.ancestors import Ancestor, ancestor_of, norm_pairs, parameter_pairs
 from optnet.networks.ends import STEMS
-from optnet.networks.filling import fill, shape, share_cfg
+from optnet.networks.filling import fill, shape, share_cfg, verify
 from optnet.networks.layers import FAMILIES, TOKEN_FAMILIES, Family
 from optnet.networks.layers.convnext import LAYER_SCALE
 from optnet.networks.layers.tokens import ATTENTION, MLP
@@ -111,9 +109,10 @@ def from_timm(model: nn.Module, **options: Any) -> Network | TokenNetwork:
         found["stem_width"] = len(stem)
     found |= {"in_chans": stem.shape[1], "num_classes": 0 if classifier is None else len(classifier)}
     found |= _dropout(model, FAMILIES[found["layer"]])
-    _verify(model, _filled(model, ancestor, {**found, "dtype": torch.float64}))
     found |= {"device": stem.device, "dtype": stem.dtype}
-    return _filled(model, ancestor, {**found, **options}).train(model.training)
+    made = _filled(model, ancestor, found)
+    _verify(model, made)
+    return (_filled(model, ancestor, {**found, **options}) if options else made).train(model.training)
 
 
 def _filled(model: nn.Module, ancestor: Ancestor, options: dict[str, Any]) -> Network:
@@ -163,31 +162,9 @@ def _dropout(model: nn.Module, family: type[Family]) -> dict[str, float]:
     return {"drop_rate": float(rate), "proj_drop_rate": float(max(inside, default=0.0))}
 
 
-@torch.no_grad()
 def _verify(theirs: nn.Module, ours: Network) -> None:
-    """Compares the outputs of two models with equal weights: weights do not show strides, pooling or activations.
-
-    It runs float64 copies on one image. All vectors, but the coefficients, are shifted alike, because fresh norms and
-    layer scales would hide their branches.
-    """
     size = 64 if STEMS[ours.options.stem] > 1 else 32
-    x = torch.randn(1, ours.in_chans, size, size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    outputs = []
-    for model in (theirs, ours):
-        model = copy.deepcopy(model).to("cpu", torch.float64).eval()
-        own = {model.get_parameter(name) for name in coefficient_names(model)}
-        means = [
-            m.running_mean for m in model.modules() if isinstance(m, nn.BatchNorm2d) and m.running_mean is not None
-        ]
-        for tensor in [*means, *(vector for vector in model.parameters() if vector.ndim == 1 and vector not in own)]:
-            tensor += 0.1
-        outputs.append(model(x))
-    wanted, got = outputs
-    if got.shape != wanted.shape or not (got - wanted).norm() <= 1e-8 * wanted.norm():
-        raise ModelError(
-            f"{type(theirs).__name__} and {type(ours).__name__} have different outputs with the same weights: strides, "
-            f"activation or pooling differ"
-        )
+    verify(theirs, ours, to_ours, (ours.in_chans, size, size))
 
 
 def to_timm(network: Network | TokenNetwork) -> nn.Module:

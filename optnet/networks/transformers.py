@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from typing import Any
 
@@ -16,7 +15,7 @@ from optnet.errors import ModelError, reason
 from optnet.language.program import Apply
 from optnet.networks.blocks import Joined, block_count, block_names
 from optnet.networks.distilled import DistilledTokenNetwork
-from optnet.networks.filling import fill, shape, share_cfg
+from optnet.networks.filling import fill, shape, share_cfg, verify
 from optnet.networks.introspection import ATTENTIONS, block_of, read_blocks, read_ends
 from optnet.networks.layers.transformer import MLPS, Parallel
 from optnet.networks.tokens import TokenNetwork
@@ -102,7 +101,7 @@ def from_vit(model: VisionTransformer, **options: Any) -> TokenNetwork:
         )
     found |= {"device": stem.device, "dtype": stem.dtype}
     made = _filled(model, found)
-    verify(model, made)
+    _verify(model, made)
     return (_filled(model, {**found, **options}) if options else made).train(model.training)
 
 
@@ -186,33 +185,20 @@ def to_vit(network: TokenNetwork) -> VisionTransformer:
     _cast(network, target, stem.dtype)
     target.load_state_dict(state)
     _share(network, target)
-    verify(target, network)
+    _verify(target, network)
     return target.train(network.training)
 
 
-@torch.no_grad()
-def verify(theirs: VisionTransformer, ours: TokenNetwork) -> None:
-    """Compares two models with equal weights: weights do not show heads, pooling, activations or dropout.
-
-    It runs float64 copies on one image, with every parameter moved, because fresh norms, layer scales and zeros would
-    hide their branches. The copy of ours takes the moved parameters from the copy of theirs.
-
-    Raises:
-        ModelError: the outputs differ, or the rates of dropout and stochastic depth.
+def _verify(theirs: VisionTransformer, ours: TokenNetwork) -> None:
+    """Raises:
+    ModelError: the outputs differ with equal weights, or the rates of dropout and stochastic depth.
     """
-    names = f"{type(theirs).__name__} and {type(ours).__name__}"
     if _rates(theirs) != _rates(ours):
-        raise ModelError(f"{names} drop at random in other places or at other rates; set the rates to 0")
-    one, two = (copy.deepcopy(model).to("cpu", torch.float64).eval() for model in (theirs, ours))
-    draws = torch.Generator().manual_seed(0)
-    for parameter in one.parameters():
-        moved = torch.randn(parameter.shape, generator=draws, dtype=parameter.dtype)
-        parameter += moved * (0.1 if parameter.ndim < 2 else 0.02)
-    two.load_state_dict(to_ours(one.state_dict(), two))
-    x = torch.randn(1, one.in_chans, *one.patch_embed.img_size, generator=draws, dtype=torch.float64)
-    wanted, got = one(x), two(x)
-    if got.shape != wanted.shape or not (got - wanted).norm() <= 1e-8 * wanted.norm():
-        raise ModelError(f"{names} have different outputs with the same weights: heads, activation or pooling differ")
+        raise ModelError(
+            f"{type(theirs).__name__} and {type(ours).__name__} drop at random in other places or at other rates; set "
+            "the rates to 0"
+        )
+    verify(theirs, ours, to_ours, (ours.in_chans, *ours.patch_embed.img_size))
 
 
 def _rates(model: nn.Module) -> Counter[tuple[str, float]]:
