@@ -215,6 +215,18 @@ def test_compiles_exports_and_runs_as_onnx(family, tmp_path):
     assert torch.allclose(torch.from_numpy(got), wanted, atol=1e-4)
 
 
+def test_features_only():
+    """As of timm's own: the output of each of the last blocks, also recomputed."""
+    model = timm.create_model("hbvit_cifar", features_only=True, out_indices=(1, 6), depth=7, embed_dim=24, num_heads=2)
+    x = torch.randn(2, 3, 32, 32)
+    wanted = model(x)
+    assert [tuple(one.shape) for one in wanted] == [(2, 24, 8, 8)] * 2 and model.feature_info.channels() == [24, 24]
+    model.set_grad_checkpointing(True)
+    got = model(x)
+    assert all(torch.equal(one, other) for one, other in zip(got, wanted, strict=True))
+    got[0].sum().backward()
+
+
 def test_groups_and_decay():
     model = network()
     groups = timm.models.group_parameters(model, model.group_matcher())

@@ -14,6 +14,7 @@ from optnet.errors import ModelError
 from optnet.language.declaration import Algorithm
 from optnet.networks.convert import checkpoint_filter
 from optnet.networks.design import StageProgram
+from optnet.networks.features import Features
 from optnet.networks.options import TokenOptions
 from optnet.networks.tokens import TokenNetwork
 
@@ -109,7 +110,9 @@ def build_token_network(
 
 
 def _entry_point(name: str, preset: TokenPreset) -> Callable[..., nn.Module]:
-    def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    features = {"out_indices": 3, "feature_cls": Features}
+
+    def create(pretrained: bool = False, feature_cfg: dict[str, Any] | None = None, **kwargs: Any) -> nn.Module:
         own = {
             "algorithm": preset.algorithm, "depth": preset.depth, "embed_dim": preset.embed_dim,
             "num_heads": preset.num_heads, **preset.options,
@@ -118,7 +121,7 @@ def _entry_point(name: str, preset: TokenPreset) -> Callable[..., nn.Module]:
             own.pop("coefficients", None)  # of its own algorithm
         model: nn.Module = build_model_with_cfg(
             build_token_network, name, pretrained, pretrained_filter_fn=checkpoint_filter,
-            feature_cfg={"out_indices": kwargs.pop("out_indices", 3), "feature_cls": "getter"}, **{**own, **kwargs},
+            feature_cfg={**features, **(feature_cfg or {})}, **{**own, **kwargs},
         )  # fmt: skip
         return model
 

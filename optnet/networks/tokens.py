@@ -122,7 +122,8 @@ class TokenNetwork(Trunk, VisionTransformer):
             del self.vit["weight_init"]
         self.per_block, self.streams = family.per_block(start.main), len(start.starts)
         blocks = -(-start.iterations // self.per_block)
-        rates = calculate_drop_path_rates(options.drop_path_rate, blocks)
+        rate = options.drop_path_rate
+        rates = calculate_drop_path_rates(rate, blocks) if rate else [0.0] * blocks
         layers = family(parts, rates, options.velocity_norm)
         stage = Stage(program, layers, self.streams, **placed, **method_options(options))
         self.stages = nn.ModuleList([stage])

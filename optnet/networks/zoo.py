@@ -9,7 +9,6 @@ from typing import Any
 import timm
 import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-from timm.models._features import FeatureGetterNet
 from torch import nn
 
 from optnet.errors import ModelError, ProgramError, RequestError, ShapeError, reason
@@ -18,6 +17,7 @@ from optnet.language.lookup import find_algorithm
 from optnet.networks import mlp
 from optnet.networks.convert import checkpoint_filter
 from optnet.networks.design import StageProgram, suitable_layer
+from optnet.networks.features import Features
 from optnet.networks.layers import FAMILIES, TOKEN_FAMILIES
 from optnet.networks.network import Network
 from optnet.networks.options import NetworkOptions
@@ -189,13 +189,6 @@ def build_network(
     if algorithm is None:
         raise ModelError("algorithm is missing; see optnet.list_algorithms()")
     return Network.from_algorithm(algorithm, blocks, widths, layer=layer, constants=constants, **shared, **options)
-
-
-class Features(FeatureGetterNet):
-    """A model that returns its feature maps: what ``timm.create_model(name, features_only=True)`` gives."""
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        self.model.set_grad_checkpointing(enable)
 
 
 def _its_layers(preset: Preset) -> dict[str, str]:
