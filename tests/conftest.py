@@ -4,8 +4,12 @@ import os
 
 os.environ["OMP_NUM_THREADS"] = "1"  # read once, when torch is imported; the programs that tests start inherit it
 
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
+from helpers import config, go, only_run, prepare
 
 torch.set_num_threads(1)
 
@@ -33,3 +37,19 @@ def double():
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of two epochs, with momentum and an average in its trainer's state."""
+    place = tmp_path_factory.mktemp("trained")
+    made = config(place, epochs=2, limit_batches=5)
+    made.trainer.average = "ema"
+    go(prepare(made))
+    return only_run(place)
+
+
+@pytest.fixture
+def folder(trained, tmp_path):
+    """A copy of that run."""
+    return Path(shutil.copytree(trained, tmp_path / "run"))

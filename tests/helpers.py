@@ -21,6 +21,7 @@ from optnet.app import evaluate as assess
 from optnet.app import train as application
 from optnet.app.config import Model, Train
 from optnet.app.train import prepare
+from optnet.errors import RequestError
 from optnet.language.declaration import as_algorithm
 from optnet.lifted import ADMM, BCD, LPOM, MAC, ADMMOptions, BCDOptions, LPOMOptions, MACOptions
 from optnet.lifted.losses import LOSSES
@@ -253,6 +254,25 @@ def train(*args, **options):
 def only_run(tmp_path):
     (folder,) = (tmp_path / "runs").glob("*/*")
     return folder
+
+
+def resume(folder, **keys):
+    return prepare(Train(resume=str(folder), **keys), ["resume=x", *(f"{key}=x" for key in keys)])
+
+
+def content_of(folder):
+    return {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def refused(folder, *words, error=RequestError, **keys):
+    """The run is refused in one line with these words, and its folder stays as it is."""
+    before = content_of(folder)
+    with pytest.raises(error) as raised:
+        go(resume(folder, **keys))
+    said = str(raised.value)
+    assert "\n" not in said and all(word in said for word in words), said
+    assert content_of(folder) == before
+    return said
 
 
 FILES = {
