@@ -44,6 +44,8 @@ _SIZES = {"tiny": (192, 3), "small": (384, 6), "base": (768, 12)}
 _SMALL_IMAGES = {"img_size": 32, "patch_size": 4, "mlp_ratio": 2.0, "num_classes": 10}
 _FIXED = ("gradient_descent",)
 """Their models have no learnable coefficients: they are timm's."""
+_AT_THE_ANCESTOR = ("gradient_descent", "heavy_ball", "nesterov")
+"""Their models start as timm's, and so take published weights; the optimized gradient method has no such setting."""
 
 
 def _presets() -> dict[str, TokenPreset]:
@@ -53,11 +55,27 @@ def _presets() -> dict[str, TokenPreset]:
         made[f"{short}vit_cifar"] = TokenPreset(algorithm, 7, 256, 4, {**_SMALL_IMAGES, **fixed})  # ViT-Lite-7/4
         for size, (chs, heads) in _SIZES.items():
             name = f"vit_{size}_patch16_224"
-            made[f"{short}{name}"] = TokenPreset(algorithm, 12, chs, heads, fixed, name)
+            ancestor = name if algorithm in _AT_THE_ANCESTOR else ""
+            made[f"{short}{name}"] = TokenPreset(algorithm, 12, chs, heads, fixed, ancestor)
     return made
 
 
 TOKEN_MODELS = _presets()
+
+
+def _cfg(small: bool) -> dict[str, Any]:
+    """The images that a model without published weights is meant for: those of CIFAR-10 or ImageNet."""
+    shared = {
+        "fixed_input_size": True, "pool_size": None, "interpolation": "bicubic", "first_conv": "patch_embed.proj",
+        "classifier": "head", "license": "mit",
+    }  # fmt: skip
+    if small:
+        return shared | {
+            "num_classes": 10, "input_size": (3, 32, 32), "crop_pct": 1.0, "mean": (0.4914, 0.4822, 0.4465),
+            "std": (0.2470, 0.2435, 0.2616),
+        }  # fmt: skip
+    half = (0.5, 0.5, 0.5)  # as timm's
+    return shared | {"num_classes": 1000, "input_size": (3, 224, 224), "crop_pct": 0.9, "mean": half, "std": half}
 
 
 def _default_cfgs() -> dict[str, Any]:
@@ -70,12 +88,7 @@ def _default_cfgs() -> dict[str, Any]:
                 npz = {"custom_load": False, "url": None} if cfg.custom_load else {}  # the hub has them as safetensors
                 cfgs[f"{name}.{published.partition('.')[2]}"] = replace(cfg, **npz)
         else:
-            cfgs[name] = {
-                "num_classes": 10, "input_size": (3, 32, 32), "fixed_input_size": True, "pool_size": None,
-                "crop_pct": 1.0, "interpolation": "bicubic", "mean": (0.4914, 0.4822, 0.4465),
-                "std": (0.2470, 0.2435, 0.2616), "first_conv": "patch_embed.proj", "classifier": "head",
-                "license": "mit",
-            }  # fmt: skip
+            cfgs[name] = _cfg(small=preset.options.get("img_size") == 32)
     return cfgs
 
 
