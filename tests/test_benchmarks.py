@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import real
 
 ROOT = Path(__file__).parent.parent
 ROW = "HB-20 fixed"
@@ -78,7 +79,7 @@ def test_an_lpom_step_lives_on_as_little_memory_as_an_sgd_step(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("OPTNET_DATA" not in os.environ, reason="OPTNET_DATA names no folder of data sets")
+@real
 def test_trainers(tmp_path):
     options = ["--tasks", "usps*", "--limit", "0.1", "--methods"]
     done = benchmark(tmp_path, *options, "MAC, mu x 10 after a gain < 5 %", script="trainers.py")
