@@ -7,10 +7,8 @@ from functools import partial
 from typing import Any
 
 from timm.layers import (
-    Attention,
     AttentionPoolLatent,
     AttentionPoolPrr,
-    DiffAttention,
     GluMlp,
     LayerScale,
     PatchDropout,
@@ -30,14 +28,14 @@ from torch import nn
 
 from optnet.errors import ModelError
 from optnet.networks.layers.style import ACTIVATIONS
-from optnet.networks.layers.transformer import MLPS, Parts
+from optnet.networks.layers.transformer import ATTENTIONS, MLPS, Parts, RotaryAttention
 
 NORMS = ("layernorm", "rmsnorm", "simplenorm", "layernormfp32", "rmsnormfp32", "simplenormfp32")
 """timm's norms of tokens."""
 _TORCHS = {nn.Sigmoid: "sigmoid", nn.Tanh: "tanh"}
 """torch's activations that timm has its own of, by timm's names."""
-ATTENTIONS: dict[str, type[nn.Module]] = {"attn": Attention, "diff": DiffAttention}
-"""The attentions of ``VisionTransformer``, by their names here and in ``Parts``."""
+VIT_ATTENTIONS = {name: kind for name, kind in ATTENTIONS.items() if kind is not RotaryAttention}
+"""The attentions of timm's ``VisionTransformer``, by their names here and in ``Parts``."""
 POOLS: dict[str, type[nn.Module]] = {"map": AttentionPoolLatent, "prr": AttentionPoolPrr}
 
 
@@ -96,7 +94,7 @@ def block_of(parts: Parts, parallel: bool) -> Callable[..., nn.Module] | None:
     Args:
         parallel: whether a step is attention and the MLP at one point.
     """
-    if parts.attn_layer not in ATTENTIONS:
+    if parts.attn_layer not in VIT_ATTENTIONS:
         return None
     if parallel:
         unlike = parts.mlp_layer != "mlp" or parts.scale_attn_norm or parts.scale_mlp_norm
@@ -143,10 +141,10 @@ def _mlp_name(model: nn.Module, mlp: Any) -> str:
 
 
 def _attn_name(model: nn.Module, attn: Any) -> str:
-    for name, kind in ATTENTIONS.items():
+    for name, kind in VIT_ATTENTIONS.items():
         if kind is type(attn):
             return name
-    known = " and ".join(kind.__name__ for kind in ATTENTIONS.values())
+    known = " and ".join(kind.__name__ for kind in VIT_ATTENTIONS.values())
     raise ModelError(f"{_of(model)} attention is a {type(attn).__name__}; optnet has {known}")
 
 

@@ -16,7 +16,7 @@ from optnet.language.program import Apply
 from optnet.networks.blocks import Joined, block_count, block_names
 from optnet.networks.distilled import DistilledTokenNetwork
 from optnet.networks.filling import fill, shape, share_cfg, verify
-from optnet.networks.introspection import ATTENTIONS, block_of, read_blocks, read_ends
+from optnet.networks.introspection import VIT_ATTENTIONS, block_of, read_blocks, read_ends
 from optnet.networks.layers.transformer import MLPS, Parallel
 from optnet.networks.tokens import TokenNetwork
 from optnet.networks.unrolled import coefficient_names, coefficients, unrolled_in
@@ -175,7 +175,7 @@ def to_vit(network: TokenNetwork) -> VisionTransformer:
         depth=depth, embed_dim=parts.dim, block_fn=block, weight_init="skip",
         norm_layer=parts.norm_class(parts.norm_layer), act_layer=parts.act_layer,
         embed_norm_layer=parts.norm_class(embed_norm) if embed_norm else None,
-        attn_layer=ATTENTIONS[parts.attn_layer], mlp_layer=MLPS[parts.mlp_layer],
+        attn_layer=VIT_ATTENTIONS[parts.attn_layer], mlp_layer=MLPS[parts.mlp_layer],
         drop_path_rate=network.options.drop_path_rate, **taken, **ends, device=stem.device, dtype=stem.dtype,
     )  # fmt: skip
     state, wanted = to_theirs(network), target.state_dict()
