@@ -116,9 +116,7 @@ class Network(Trunk):
         self.norm = nn.Sequential(*last) if last else nn.Identity()
         self.num_features = chs
         normed = family.head_norm and not options.head_norm_first
-        self.head = head(
-            style, normed, chs, num_classes, global_pool, options.drop_rate, options.head_hidden_size
-        )  # fmt: skip
+        self.head = head(style, normed, chs, num_classes, global_pool, options.drop_rate, options.head_hidden_size)
         self.head_hidden_size = self.head.num_features
         self.init_weights()
 

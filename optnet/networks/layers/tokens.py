@@ -8,7 +8,7 @@ from torch import nn
 
 from optnet.language.program import Program
 from optnet.networks.design import SPLIT
-from optnet.networks.emitting import Call, LayerFactory
+from optnet.networks.emitting import Call, Factory, LayerFactory
 from optnet.networks.layers.family import Family
 from optnet.networks.layers.transformer import Composition, Parallel, Parts, attention, mlp
 
@@ -63,15 +63,15 @@ class TokenFamily(Family):
         return None
 
     @staticmethod
-    def _step(build: object) -> LayerFactory:
-        return LayerFactory(build, weighted=True, fresh=True)  # type: ignore[arg-type]
+    def _step(build: Factory) -> LayerFactory:
+        return LayerFactory(build, weighted=True, fresh=True)
 
     def _layer(self, call: Call) -> nn.Module:
         """The layer of one call of T."""
         raise NotImplementedError
 
     def _block(self, call: Call) -> int:
-        return call.iteration // 2 if self.halves and call.operator not in (ATTENTION, MLP) else call.iteration
+        return call.iteration // self.per_block(call.operator)
 
     def _attention(self, call: Call) -> nn.Module:
         block = self._block(call)
